@@ -1,0 +1,1 @@
+//! The appliance: wiring, threads, signals and the command line.

@@ -1,0 +1,1 @@
+//! Configuration file format v1: text to typed Config, every problem reported at once.

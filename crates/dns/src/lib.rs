@@ -1,0 +1,1 @@
+//! Authoritative zones answered from the World, and a private forwarder for the rest.

@@ -1,0 +1,1 @@
+//! Reverse proxy: Host to vhost to backend, health, pages and access log.

@@ -1,0 +1,1 @@
+//! Durable state: one redb transaction per registrar batch.

@@ -1,0 +1,1 @@
+//! One table: names, addresses, leases, vhosts and the World derived from them.
