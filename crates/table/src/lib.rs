@@ -1,1 +1,61 @@
 //! One table: names, addresses, leases, vhosts and the World derived from them.
+//!
+//! Facts go in ([`Facts`]: what the administrator asked for, what DHCP granted, what the probes and the
+//! WAN link reported), a [`World`] comes out. Deriving is pure: the same facts give the same world, and
+//! a patch of a few touched keys gives the same world as deriving everything anew.
+
+#![forbid(unsafe_code)]
+
+/// `Debug` and serde by the text form: what is displayed is what is parsed.
+macro_rules! as_text {
+    ($error:ty: $($kind:ty),*) => {$(
+        impl std::fmt::Debug for $kind {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                std::fmt::Display::fmt(self, f)
+            }
+        }
+        impl From<$kind> for String {
+            fn from(value: $kind) -> String {
+                value.to_string()
+            }
+        }
+        impl TryFrom<String> for $kind {
+            type Error = $error;
+            fn try_from(text: String) -> Result<$kind, $error> {
+                text.parse()
+            }
+        }
+    )*};
+}
+use as_text;
+
+mod address;
+mod derive;
+mod facts;
+mod health;
+mod intent;
+mod lease;
+mod ledger;
+mod name;
+mod record;
+mod route;
+mod time;
+mod vhost;
+mod world;
+mod zone;
+
+pub use address::{AddressError, Ipv4Net, Ipv4Range, Mac};
+pub use facts::{Change, Facts, Touched};
+pub use health::{BackendKey, Health, HealthState};
+pub use intent::{
+    AutoVhost, CustomOption, Forward, ForwardTarget, Intent, Network, Protocol, Reservation, Source,
+};
+pub use lease::{Lease, LeaseState};
+pub use ledger::Ledger;
+pub use name::{Label, Name, NameError};
+pub use record::{Record, RecordData, RecordError, RecordType};
+pub use route::{Backend, Route, Verdict};
+pub use time::Timestamp;
+pub use vhost::{BackendProtocol, BackendTarget, HealthPolicy, Vhost};
+pub use world::{App, AppState, Generation, Host, HostKind, ResolvedForward, Wan, World};
+pub use zone::{Apex, Node, RRset, Zones};

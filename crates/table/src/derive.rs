@@ -1,0 +1,311 @@
+//! The pure rules by which facts become hosts, routes and DNS data, one name at a time.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+
+use crate::{
+    Apex, Backend, BackendKey, BackendProtocol, BackendTarget, Facts, Host, HostKind, Label, Lease, Ledger,
+    Name, Network, RRset, RecordType, Reservation, ResolvedForward, Route, Source, Timestamp, Verdict, Vhost,
+    Zones,
+};
+
+/// Longest time to live of a name that may move, in seconds: an app that restarts elsewhere is found again
+/// within a minute.
+const MOVING_TTL: u32 = 60;
+/// Time to live of what only the configuration changes, in seconds.
+const FIXED_TTL: u32 = 300;
+
+/// The zones we answer for: each network's domain and reverse zone, and the appliance's own domain.
+pub fn apexes(facts: &Facts) -> Vec<Apex> {
+    let intent = facts.intent();
+    let primary = appliance_name(facts);
+    let forward = intent.networks.iter().map(|net| (net.domain.clone(), false));
+    let reverse = intent.networks.iter().map(|net| (Name::reverse_zone(net.address), true));
+    let names: BTreeSet<(Name, bool)> =
+        std::iter::once((intent.domain.clone(), false)).chain(forward).chain(reverse).collect();
+    names.into_iter().map(|(name, reverse)| Apex { name, primary: primary.clone(), reverse }).collect()
+}
+
+/// Every name that something may be derived for.
+pub fn all_names(facts: &Facts) -> BTreeSet<Name> {
+    let intent = facts.intent();
+    let mut names: BTreeSet<Name> = apexes(facts).into_iter().map(|apex| apex.name).collect();
+    names.insert(appliance_name(facts));
+    names.extend(intent.records.keys().map(|(name, _)| name.clone()));
+    names.extend(intent.networks.iter().map(|net| Name::reverse(net.address.addr)));
+    for (_, vhost) in intent.vhosts.values() {
+        names.insert(vhost.hostname.clone());
+        names.extend(vhost.aliases.iter().cloned());
+    }
+    for (_, reservation) in intent.reservations.values() {
+        names.insert(Name::reverse(reservation.ip));
+        names.extend(fqdn(facts, &reservation.network, reservation.hostname.as_ref()));
+    }
+    for lease in facts.ledger().iter() {
+        names.insert(Name::reverse(lease.ip));
+        names.extend(fqdn(facts, &lease.network, lease.hostname.as_ref()));
+    }
+    names
+}
+
+/// Who owns a host name among the leases: whoever has held it longest of those that are there; if nobody is
+/// there, whoever left last.
+pub fn owner<'a>(ledger: &'a Ledger, network: &Arc<str>, hostname: &Label) -> Option<&'a Arc<Lease>> {
+    let mut last_gone: Option<&Arc<Lease>> = None;
+    for lease in ledger.of_hostname(network, hostname) {
+        if lease.is_bound() {
+            return Some(lease);
+        }
+        if last_gone.is_none_or(|gone| gone.expires <= lease.expires) {
+            last_gone = Some(lease);
+        }
+    }
+    last_gone
+}
+
+/// The host that owns an absolute name: the appliance before a reservation before a lease.
+pub fn host(facts: &Facts, name: &Name) -> Option<Host> {
+    let intent = facts.intent();
+    if *name == appliance_name(facts) {
+        let network =
+            intent.networks.iter().find(|net| net.domain == intent.domain).or(intent.networks.first())?;
+        return Some(Host {
+            fqdn: name.clone(),
+            label: intent.hostname.clone(),
+            network: network.clone(),
+            ip: network.address.addr,
+            kind: HostKind::Appliance,
+            lease: None,
+            mac: None,
+            contenders: 0,
+        });
+    }
+    let label: Label = name.first_label().parse().ok()?;
+    let parent = name.parent()?;
+    intent
+        .networks
+        .iter()
+        .filter(|net| net.domain == parent)
+        .find_map(|net| host_on(facts, net, &label, name))
+}
+
+/// The host of an app by its name alone, on the first network that has it.
+pub fn app_host(facts: &Facts, label: &Label) -> Option<Host> {
+    let mut found =
+        facts.intent().networks.iter().filter_map(|net| host(facts, &net.domain.child(label).ok()?));
+    let first = found.next()?;
+    if first.resolves() { Some(first) } else { found.find(Host::resolves).or(Some(first)) }
+}
+
+/// What the proxy does with a name: a vhost that was asked for wins over one made from a lease.
+pub fn route(facts: &Facts, name: &Name, host: Option<&Host>) -> Option<Route> {
+    if let Some((source, vhost)) = facts.claimant(name) {
+        return Some(vhost_route(facts, *source, vhost));
+    }
+    let host = host?;
+    if host.kind == HostKind::Appliance || !host.network.auto_vhost.enabled || host.lease.is_none() {
+        return None;
+    }
+    let app: Arc<str> = host.label.as_str().into();
+    let addrs = host.network.auto_vhost.ports.iter().map(|&port| SocketAddrV4::new(host.ip, port));
+    let candidates: Vec<Backend> = addrs.map(|addr| backend(facts, &app, addr)).collect();
+    let verdict = match host.lease.as_ref().is_some_and(|lease| lease.is_bound()) {
+        false => Verdict::Stopped,
+        true if candidates.iter().any(Backend::was_proven) => Verdict::Ready,
+        true => Verdict::Starting,
+    };
+    Some(Route {
+        app,
+        hostname: name.clone(),
+        source: Source::Lease,
+        protocol: BackendProtocol::Http,
+        health: Arc::default(),
+        candidates,
+        verdict,
+    })
+}
+
+/// The RRsets of a name. What the administrator wrote wins over what follows from hosts and vhosts.
+pub fn rrsets(facts: &Facts, zones: &Zones, name: &Name, host: Option<&Host>, asked_for: bool) -> Vec<RRset> {
+    let intent = facts.intent();
+    let Some(apex) = zones.apex_of(name.as_wire()) else { return Vec::new() };
+    let mut rrsets: Vec<RRset> = intent
+        .records
+        .range((name.clone(), RecordType::A)..=(name.clone(), RecordType::CAA))
+        .map(|((_, rtype), (_, records))| RRset {
+            rtype: rtype.code(),
+            ttl: records.iter().map(|record| record.ttl).min().unwrap_or(FIXED_TTL),
+            expires: Timestamp::NEVER,
+            rdata: records.iter().map(|record| record.data.to_wire().into()).collect(),
+        })
+        .collect();
+    let at_apex = *name == apex.name;
+    if let Some(at) = rrsets.iter().position(|rrset| rrset.rtype == RecordType::CNAME.code())
+        && !at_apex
+    {
+        // RFC 1034 §3.6.2: no other data beside a CNAME.
+        return vec![rrsets.swap_remove(at)];
+    }
+    rrsets.retain(|rrset| rrset.rtype != RecordType::CNAME.code());
+    let has = |rrsets: &[RRset], rtype: RecordType| rrsets.iter().any(|rrset| rrset.rtype == rtype.code());
+    if !has(&rrsets, RecordType::A)
+        && !has(&rrsets, RecordType::AAAA)
+        && let Some(address) = address(facts, apex, name, host, asked_for)
+    {
+        rrsets.push(address);
+    }
+    if apex.reverse
+        && !has(&rrsets, RecordType::PTR)
+        && let Some(pointer) = pointer(facts, name)
+    {
+        rrsets.push(pointer);
+    }
+    if at_apex {
+        rrsets.push(RRset::name(RecordType::NS.code(), &apex.primary, FIXED_TTL, Timestamp::NEVER));
+    }
+    rrsets
+}
+
+/// Port forwards whose target has an address.
+pub fn forwards(facts: &Facts) -> Vec<ResolvedForward> {
+    facts
+        .intent()
+        .forwards
+        .values()
+        .filter_map(|(_, forward)| ResolvedForward::resolve(facts, forward))
+        .collect()
+}
+
+/// The names whose route a probe of this backend of this app bears on.
+pub fn names_of_app(facts: &Facts, app: &str, key: BackendKey) -> Vec<Name> {
+    let mut names = Vec::new();
+    if let Ok(label) = app.parse::<Label>() {
+        if let Some((_, vhost)) = facts.intent().vhosts.get(&label) {
+            names.push(vhost.hostname.clone());
+            names.extend(vhost.aliases.iter().cloned());
+        }
+        if let Some(network) = facts.intent().network_of(*key.addr.ip()) {
+            names.extend(network.domain.child(&label));
+        }
+    }
+    names
+}
+
+fn host_on(facts: &Facts, network: &Arc<Network>, label: &Label, fqdn: &Name) -> Option<Host> {
+    let ledger = facts.ledger();
+    let held = || ledger.of_hostname(&network.name, label);
+    let make = |ip, kind, mac, lease: Option<&Arc<Lease>>| Host {
+        fqdn: fqdn.clone(),
+        label: label.clone(),
+        network: network.clone(),
+        ip,
+        kind,
+        contenders: held().filter(|lease| lease.is_bound() && lease.mac != mac).count(),
+        mac: Some(mac),
+        lease: lease.cloned(),
+    };
+    if let Some(reservation) = reservation_named(facts, &network.name, label) {
+        let lease = ledger.at(reservation.ip).filter(|lease| lease.mac == reservation.mac);
+        return Some(make(reservation.ip, HostKind::Reserved, reservation.mac, lease));
+    }
+    let lease = owner(ledger, &network.name, label)?;
+    Some(make(lease.ip, HostKind::Leased, lease.mac, Some(lease)))
+}
+
+fn reservation_named<'a>(facts: &'a Facts, network: &str, label: &Label) -> Option<&'a Arc<Reservation>> {
+    let mut all = facts.intent().reservations.values().map(|(_, reservation)| reservation);
+    all.find(|reservation| &*reservation.network == network && reservation.hostname.as_ref() == Some(label))
+}
+
+fn vhost_route(facts: &Facts, source: Source, vhost: &Vhost) -> Route {
+    let app: Arc<str> = vhost.app_name.as_str().into();
+    let mut candidates = Vec::new();
+    for target in &vhost.backends {
+        let addr = match target {
+            BackendTarget::Address(addr) => Some(*addr),
+            BackendTarget::App { name, port } => {
+                app_host(facts, name).filter(Host::resolves).map(|host| SocketAddrV4::new(host.ip, *port))
+            }
+        };
+        candidates.extend(addr.map(|addr| backend(facts, &app, addr)));
+    }
+    let verdict = match (vhost.enabled, candidates.is_empty()) {
+        (false, _) => Verdict::Disabled,
+        (true, true) => Verdict::Stopped,
+        (true, false) => Verdict::Ready,
+    };
+    Route {
+        app,
+        hostname: vhost.hostname.clone(),
+        source,
+        protocol: vhost.protocol,
+        health: Arc::new(vhost.health.clone()),
+        candidates,
+        verdict,
+    }
+}
+
+fn backend(facts: &Facts, app: &Arc<str>, addr: SocketAddrV4) -> Backend {
+    let epoch = facts.ledger().bound_at(*addr.ip()).map_or(0, |lease| lease.epoch);
+    let key = BackendKey { addr, epoch };
+    Backend { key, health: facts.health(app, key).cloned() }
+}
+
+fn address(facts: &Facts, apex: &Apex, name: &Name, host: Option<&Host>, asked_for: bool) -> Option<RRset> {
+    if let Some(host) = host.filter(|host| host.resolves()) {
+        let (ttl, expires) = match (&host.lease, host.kind) {
+            (_, HostKind::Appliance) => (FIXED_TTL, Timestamp::NEVER),
+            // The address stays the client's after the lease, so only the state may move.
+            (_, HostKind::Reserved) => (MOVING_TTL, Timestamp::NEVER),
+            (lease, HostKind::Leased) => (MOVING_TTL, lease.as_ref().map_or(Timestamp::NEVER, |l| l.expires)),
+        };
+        return Some(RRset::address(host.ip, ttl, expires));
+    }
+    // A vhost without a host of its own leads to the proxy, which knows what to answer. So does the domain.
+    let ours = asked_for || (*name == apex.name && !apex.reverse);
+    ours.then(|| RRset::address(gateway(facts, name), MOVING_TTL, Timestamp::NEVER))
+}
+
+fn pointer(facts: &Facts, name: &Name) -> Option<RRset> {
+    let ip = reverse_address(name)?;
+    let intent = facts.intent();
+    let network = intent.network_of(ip)?;
+    let target =
+        |target: &Name, expires| Some(RRset::name(RecordType::PTR.code(), target, MOVING_TTL, expires));
+    if ip == network.address.addr {
+        return target(&appliance_name(facts), Timestamp::NEVER);
+    }
+    if let Some(reservation) = intent.reservation_at(ip)
+        && let Some(name) = fqdn(facts, &reservation.network, reservation.hostname.as_ref())
+    {
+        return target(&name, Timestamp::NEVER);
+    }
+    let lease = facts.ledger().bound_at(ip)?;
+    let name = fqdn(facts, &lease.network, lease.hostname.as_ref())?;
+    // Only the owner of a name is pointed to it: A and PTR agree.
+    host(facts, &name).filter(|host| host.ip == ip).and_then(|host| target(&host.fqdn, lease.expires))
+}
+
+fn reverse_address(name: &Name) -> Option<Ipv4Addr> {
+    let text = name.to_string();
+    let mut octets = text.strip_suffix(".in-addr.arpa")?.split('.').map(|octet| octet.parse::<u8>().ok());
+    let [d, c, b, a] = [octets.next()??, octets.next()??, octets.next()??, octets.next()??];
+    octets.next().is_none().then(|| Ipv4Addr::new(a, b, c, d))
+}
+
+fn gateway(facts: &Facts, name: &Name) -> Ipv4Addr {
+    let networks = &facts.intent().networks;
+    let closest =
+        networks.iter().filter(|net| name.is_in(&net.domain)).max_by_key(|net| net.domain.as_wire().len());
+    closest.or(networks.first()).map_or(Ipv4Addr::UNSPECIFIED, |net| net.address.addr)
+}
+
+fn appliance_name(facts: &Facts) -> Name {
+    let intent = facts.intent();
+    intent.domain.child(&intent.hostname).unwrap_or_else(|_| intent.domain.clone())
+}
+
+fn fqdn(facts: &Facts, network: &str, hostname: Option<&Label>) -> Option<Name> {
+    facts.intent().network(network)?.domain.child(hostname?).ok()
+}

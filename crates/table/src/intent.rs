@@ -1,0 +1,176 @@
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use serde::{Deserialize, Serialize};
+
+use crate::{Ipv4Net, Ipv4Range, Label, Mac, Name, Record, RecordType, Vhost};
+
+/// Who owns an object: what stands in the file is changed in the file only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// The configuration file.
+    Config,
+    /// The admin API.
+    Api,
+    /// A lease: the object comes and goes with it.
+    Lease,
+}
+
+/// What the administrator asked for, by file and by API. The maps are persistent: changing one object of
+/// ten thousand copies a path, not the map.
+#[derive(Clone, Debug)]
+pub struct Intent {
+    /// Host name of the appliance itself.
+    pub hostname: Label,
+    /// Domain of the appliance itself.
+    pub domain: Name,
+    /// The link to the outside.
+    pub wan_interface: Arc<str>,
+    /// App networks; at least one.
+    pub networks: Vec<Arc<Network>>,
+    /// Reservations by network and hardware address.
+    pub reservations: OrdMap<(Arc<str>, Mac), (Source, Arc<Reservation>)>,
+    /// Records by owner and type.
+    pub records: OrdMap<(Name, RecordType), (Source, Arc<Vec<Record>>)>,
+    /// Virtual hosts by app name.
+    pub vhosts: OrdMap<Label, (Source, Arc<Vhost>)>,
+    /// Port forwards by protocol and port.
+    pub forwards: OrdMap<(Protocol, u16), (Source, Arc<Forward>)>,
+    /// Whether app networks reach the internet through masquerading.
+    pub masquerade: bool,
+    /// Whether apps are kept from the WAN's own subnet and from the admin port.
+    pub isolate_management: bool,
+    /// Whether app names are answered on the WAN too.
+    pub wan_dns: bool,
+}
+
+/// One app network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// Unique name.
+    pub name: Arc<str>,
+    /// Link that carries it.
+    pub interface: Arc<str>,
+    /// The appliance's own address on it, with the prefix length.
+    pub address: Ipv4Net,
+    /// Whether the appliance brings the link up and gives it the address.
+    pub manage_link: bool,
+    /// Domain of its host names.
+    pub domain: Name,
+    /// Whether DHCP is served.
+    pub dhcp_enabled: bool,
+    /// Dynamic addresses.
+    pub range: Ipv4Range,
+    /// Lease time in seconds.
+    pub lease_time: u32,
+    /// Option 3; the appliance unless told otherwise.
+    pub router: Ipv4Addr,
+    /// Option 6; the appliance unless told otherwise.
+    pub dns: Vec<Ipv4Addr>,
+    /// Option 119.
+    pub domain_search: Vec<Name>,
+    /// Option 42.
+    pub ntp: Vec<Ipv4Addr>,
+    /// Option 26.
+    pub mtu: Option<u16>,
+    /// Further options, sent when the client asks for them.
+    pub options: Vec<CustomOption>,
+    /// Vhosts made from leases.
+    pub auto_vhost: AutoVhost,
+}
+
+/// Vhosts made from leased host names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AutoVhost {
+    /// Whether a leased host name becomes a vhost.
+    pub enabled: bool,
+    /// Ports probed in order; the first that passes is the backend's.
+    pub ports: Vec<u16>,
+}
+
+/// A DHCP option by its number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CustomOption {
+    /// Option code, 1 to 254.
+    pub code: u8,
+    /// Value in wire form, at most 255 octets.
+    pub value: Vec<u8>,
+}
+
+/// A fixed address (and name) for a hardware address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reservation {
+    /// Network it belongs to.
+    pub network: Arc<str>,
+    /// The client.
+    pub mac: Mac,
+    /// The address; inside the network, inside or outside the range.
+    pub ip: Ipv4Addr,
+    /// The name; wins over what the client sends, and resolves without a lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<Label>,
+}
+
+/// Transport of a port forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+/// A port of the appliance's outside that leads to an app.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forward {
+    /// Transport.
+    pub protocol: Protocol,
+    /// Port on the appliance.
+    pub port: u16,
+    /// Who gets it.
+    pub to: ForwardTarget,
+    /// Port there.
+    pub to_port: u16,
+}
+
+/// Who gets a forwarded port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ForwardTarget {
+    /// A fixed address.
+    Address(Ipv4Addr),
+    /// An app by its host name, followed through its lease.
+    App(Label),
+}
+
+impl Intent {
+    /// The network of this name.
+    pub fn network(&self, name: &str) -> Option<&Arc<Network>> {
+        self.networks.iter().find(|network| &*network.name == name)
+    }
+
+    /// The network in whose subnet `ip` lies.
+    pub fn network_of(&self, ip: Ipv4Addr) -> Option<&Arc<Network>> {
+        self.networks.iter().find(|network| network.address.contains(ip))
+    }
+
+    /// The reservation that holds `ip`.
+    pub fn reservation_at(&self, ip: Ipv4Addr) -> Option<&Arc<Reservation>> {
+        self.reservations
+            .values()
+            .map(|(_, reservation)| reservation)
+            .find(|reservation| reservation.ip == ip)
+    }
+}
+
+impl Protocol {
+    /// The word used in the file and the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        }
+    }
+}

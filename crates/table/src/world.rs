@@ -1,0 +1,261 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use imbl::HashMap;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Facts, ForwardTarget, Ipv4Net, Label, Lease, Mac, Name, Network, Protocol, Route, Source, Touched, Zones,
+    derive,
+};
+
+/// The number of a published world. It only ever grows, across restarts too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
+/// One immutable, consistent view of the whole network: whoever sees a lease sees its name and route.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// Its number.
+    pub generation: Generation,
+    /// What it was derived from.
+    pub facts: Facts,
+    /// Named hosts by absolute name.
+    pub hosts: HashMap<Name, Arc<Host>>,
+    /// Authoritative DNS data.
+    pub zones: Zones,
+    /// Routes by host name as text.
+    pub routes: HashMap<Arc<str>, Arc<Route>>,
+    /// Port forwards whose target has an address now.
+    pub forwards: Vec<ResolvedForward>,
+}
+
+/// A host that owns a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Its absolute name.
+    pub fqdn: Name,
+    /// Its host name.
+    pub label: Label,
+    /// Network it is on.
+    pub network: Arc<Network>,
+    /// Its address.
+    pub ip: Ipv4Addr,
+    /// What it is.
+    pub kind: HostKind,
+    /// The lease behind it.
+    pub lease: Option<Arc<Lease>>,
+    /// Its hardware address.
+    pub mac: Option<Mac>,
+    /// Others on the network that carry the same name and do not own it.
+    pub contenders: usize,
+}
+
+/// What a host is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HostKind {
+    /// The appliance itself.
+    Appliance,
+    /// A reservation; it resolves without a lease.
+    Reserved,
+    /// A DHCP client.
+    Leased,
+}
+
+/// Whether an app is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AppState {
+    /// It holds a lease.
+    Active,
+    /// It has a reservation and no lease.
+    Reserved,
+    /// It held a lease.
+    Stopped,
+    /// It is only a vhost; the table knows no lease of it.
+    Static,
+}
+
+/// The joined row: everything the table knows of one app.
+#[derive(Clone, Debug)]
+pub struct App {
+    /// The app's name.
+    pub name: Arc<str>,
+    /// Its host, if it has one.
+    pub host: Option<Arc<Host>>,
+    /// Its route, if it has one.
+    pub route: Option<Arc<Route>>,
+}
+
+/// The outside link as the kernel has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wan {
+    /// Its addresses.
+    pub addresses: Vec<Ipv4Net>,
+    /// The default gateway.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// A port forward with its target's present address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedForward {
+    /// Transport.
+    pub protocol: Protocol,
+    /// Port on the appliance.
+    pub port: u16,
+    /// Address it leads to.
+    pub ip: Ipv4Addr,
+    /// Port there.
+    pub to_port: u16,
+}
+
+impl World {
+    /// The world that follows from these facts.
+    pub fn derive(facts: Facts, generation: Generation) -> World {
+        let mut world = World {
+            generation,
+            zones: Zones::of(derive::apexes(&facts)),
+            facts,
+            hosts: HashMap::new(),
+            routes: HashMap::new(),
+            forwards: Vec::new(),
+        };
+        let names = derive::all_names(&world.facts);
+        world.derive_names(names);
+        world
+    }
+
+    /// The world after some changes: the same as [`World::derive`], at the cost of what was touched.
+    pub fn next(&self, facts: Facts, touched: &Touched, generation: Generation) -> World {
+        if touched.everything {
+            return World::derive(facts, generation);
+        }
+        let mut world = World { generation, facts, ..self.clone() };
+        world.derive_names(touched.names.iter().cloned());
+        world
+    }
+
+    /// The route of a lower-case host name.
+    pub fn route(&self, host: &str) -> Option<&Arc<Route>> {
+        self.routes.get(host)
+    }
+
+    /// The host of an address, if it owns a name.
+    pub fn host_at(&self, ip: Ipv4Addr) -> Option<&Arc<Host>> {
+        let intent = self.facts.intent();
+        let network = intent.network_of(ip)?;
+        let label = match self.facts.ledger().at(ip).and_then(|lease| lease.hostname.clone()) {
+            Some(label) => label,
+            None => intent.reservation_at(ip)?.hostname.clone()?,
+        };
+        self.hosts.get(&network.domain.child(&label).ok()?).filter(|host| host.ip == ip)
+    }
+
+    /// Every app with all that is known of it, in the order of the names.
+    pub fn apps(&self) -> Vec<App> {
+        let mut apps = BTreeMap::new();
+        for host in self.hosts.values().filter(|host| host.kind != HostKind::Appliance) {
+            let route = self.routes.get(host.fqdn.to_string().as_str()).cloned();
+            let name: Arc<str> = host.label.as_str().into();
+            apps.insert(host.fqdn.clone(), App { name, host: Some(host.clone()), route });
+        }
+        for route in self.routes.values() {
+            apps.entry(route.hostname.clone()).or_insert_with(|| App {
+                name: route.app.clone(),
+                host: self.host_behind(route),
+                route: Some(route.clone()),
+            });
+        }
+        let mut apps: Vec<App> = apps.into_values().collect();
+        apps.sort_by(|a, b| a.name.cmp(&b.name));
+        apps
+    }
+
+    /// The app of this name, or with this host name.
+    pub fn app(&self, name: &str) -> Option<App> {
+        let name = name.to_ascii_lowercase();
+        self.apps().into_iter().find(|app| {
+            *app.name == *name
+                || app.host.as_ref().is_some_and(|host| host.fqdn.to_string() == name)
+                || app.route.as_ref().is_some_and(|route| route.hostname.to_string() == name)
+        })
+    }
+
+    fn host_behind(&self, route: &Route) -> Option<Arc<Host>> {
+        route.candidates.iter().find_map(|backend| self.host_at(*backend.key.addr.ip())).cloned()
+    }
+
+    fn derive_names(&mut self, names: impl IntoIterator<Item = Name>) {
+        for name in names {
+            let host = derive::host(&self.facts, &name).map(Arc::new);
+            let route = derive::route(&self.facts, &name, host.as_deref());
+            // A vhost that was asked for always has a name. One made from a lease goes with its lease.
+            let asked_for = route.as_ref().is_some_and(|route| route.source != Source::Lease);
+            let rrsets = derive::rrsets(&self.facts, &self.zones, &name, host.as_deref(), asked_for);
+            self.zones.set(&name, rrsets);
+            match route {
+                Some(route) => self.routes.insert(name.to_string().into(), Arc::new(route)),
+                None => self.routes.remove(name.to_string().as_str()),
+            };
+            match host {
+                Some(host) => self.hosts.insert(name, host),
+                None => self.hosts.remove(&name),
+            };
+        }
+        self.forwards = derive::forwards(&self.facts);
+    }
+}
+
+impl Host {
+    /// Whether the host is there.
+    pub fn state(&self) -> AppState {
+        match &self.lease {
+            Some(lease) if lease.is_bound() => AppState::Active,
+            _ if self.kind == HostKind::Reserved => AppState::Reserved,
+            Some(_) => AppState::Stopped,
+            None => AppState::Static,
+        }
+    }
+
+    /// Whether its name leads to its address: an app without lease or reservation has lost it.
+    pub fn resolves(&self) -> bool {
+        self.state() != AppState::Stopped
+    }
+}
+
+impl App {
+    /// Whether the app is there.
+    pub fn state(&self) -> AppState {
+        self.host.as_ref().map_or(AppState::Static, |host| host.state())
+    }
+}
+
+impl AppState {
+    /// The word used by the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AppState::Active => "active",
+            AppState::Reserved => "reserved",
+            AppState::Stopped => "stopped",
+            AppState::Static => "static",
+        }
+    }
+}
+
+impl ResolvedForward {
+    pub(crate) fn resolve(facts: &Facts, forward: &crate::Forward) -> Option<ResolvedForward> {
+        let ip = match &forward.to {
+            ForwardTarget::Address(ip) => *ip,
+            ForwardTarget::App(name) => derive::app_host(facts, name).filter(Host::resolves)?.ip,
+        };
+        Some(ResolvedForward { protocol: forward.protocol, port: forward.port, ip, to_port: forward.to_port })
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}

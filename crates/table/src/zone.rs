@@ -1,0 +1,166 @@
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use imbl::HashMap;
+
+use crate::{Name, Timestamp};
+
+/// Authoritative data as the DNS hot path wants it: a query's lower-case name finds its node, and every
+/// value is already in wire form.
+#[derive(Clone, Debug, Default)]
+pub struct Zones {
+    apexes: Arc<[Apex]>,
+    nodes: HashMap<Name, Arc<Node>>,
+}
+
+/// The top of a zone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Apex {
+    /// Name of the zone.
+    pub name: Name,
+    /// Name server, the appliance.
+    pub primary: Name,
+    /// Whether it is a reverse zone.
+    pub reverse: bool,
+}
+
+/// What stands at one name. A node without RRsets is an empty non-terminal (RFC 8020): it answers NODATA.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// The RRsets, one for each type.
+    pub rrsets: Vec<RRset>,
+    /// How many nodes with RRsets lie below.
+    pub below: u32,
+}
+
+/// All records of one type at one name (RFC 2181 §5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RRset {
+    /// Type code.
+    pub rtype: u16,
+    /// Time to live in seconds, at most.
+    pub ttl: u32,
+    /// Nothing may be cached past this moment: the end of the lease behind the records.
+    pub expires: Timestamp,
+    /// Values in uncompressed wire form.
+    pub rdata: Vec<Box<[u8]>>,
+}
+
+impl Zones {
+    pub(crate) fn of(apexes: Vec<Apex>) -> Zones {
+        Zones { apexes: apexes.into(), nodes: HashMap::new() }
+    }
+
+    /// The zones, in no order.
+    pub fn apexes(&self) -> &[Apex] {
+        &self.apexes
+    }
+
+    /// The closest zone above a lower-case wire name; `None` when the name is not ours to answer.
+    pub fn apex_of(&self, wire: &[u8]) -> Option<&Apex> {
+        self.apexes
+            .iter()
+            .filter(|apex| is_suffix(wire, apex.name.as_wire()))
+            .max_by_key(|apex| apex.name.as_wire().len())
+    }
+
+    /// The node at a lower-case wire name.
+    pub fn node(&self, wire: &[u8]) -> Option<&Node> {
+        self.nodes.get(wire).map(|node| &**node)
+    }
+
+    /// All names with RRsets, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&Name, &Node)> {
+        self.nodes.iter().map(|(name, node)| (name, &**node)).filter(|(_, node)| !node.rrsets.is_empty())
+    }
+
+    /// Puts these RRsets at a name, none to empty it; keeps the counts of the nodes above right.
+    pub(crate) fn set(&mut self, name: &Name, rrsets: Vec<RRset>) {
+        let before = self.nodes.get(name);
+        if before.map_or(rrsets.is_empty(), |node| node.rrsets == rrsets) {
+            return;
+        }
+        let was_empty = before.is_none_or(|node| node.rrsets.is_empty());
+        let is_empty = rrsets.is_empty();
+        self.change(name, |node| node.rrsets = rrsets);
+        if was_empty == is_empty {
+            return;
+        }
+        let apex = self.apex_of(name.as_wire()).map(|apex| apex.name.clone());
+        let mut above = name.clone();
+        while Some(&above) != apex.as_ref()
+            && let Some(parent) = above.parent()
+        {
+            above = parent;
+            self.change(&above, |node| {
+                node.below = if is_empty { node.below.saturating_sub(1) } else { node.below + 1 }
+            });
+        }
+    }
+
+    fn change(&mut self, name: &Name, edit: impl FnOnce(&mut Node)) {
+        let mut node = self.nodes.get(name).map(|node| (**node).clone()).unwrap_or_default();
+        edit(&mut node);
+        if node == Node::default() {
+            self.nodes.remove(name);
+        } else {
+            self.nodes.insert(name.clone(), Arc::new(node));
+        }
+    }
+}
+
+impl RRset {
+    pub(crate) fn address(ip: Ipv4Addr, ttl: u32, expires: Timestamp) -> RRset {
+        RRset { rtype: 1, ttl, expires, rdata: vec![ip.octets().into()] }
+    }
+
+    pub(crate) fn name(rtype: u16, target: &Name, ttl: u32, expires: Timestamp) -> RRset {
+        RRset { rtype, ttl, expires, rdata: vec![target.as_wire().into()] }
+    }
+}
+
+/// Whether `suffix` ends `name` at a label boundary; both well-formed wire names.
+fn is_suffix(name: &[u8], suffix: &[u8]) -> bool {
+    let mut at = 0;
+    while name.len() - at > suffix.len() {
+        at += 1 + usize::from(name[at]);
+        if at >= name.len() {
+            return false;
+        }
+    }
+    name[at..] == *suffix
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_non_terminals_come_and_go_with_what_is_below() {
+        let name = |text: &str| text.parse::<Name>().unwrap();
+        let apex = Apex { name: name("prox.local"), primary: name("ns.prox.local"), reverse: false };
+        let mut zones = Zones::of(vec![apex]);
+        let rrset = RRset::address(Ipv4Addr::LOCALHOST, 60, Timestamp::NEVER);
+        zones.set(&name("a.b.prox.local"), vec![rrset.clone()]);
+        zones.set(&name("a.b.prox.local"), vec![rrset.clone()]);
+        assert_eq!(zones.node(name("b.prox.local").as_wire()).unwrap().below, 1);
+        assert!(zones.node(name("local").as_wire()).is_none());
+        zones.set(&name("b.prox.local"), vec![rrset]);
+        zones.set(&name("a.b.prox.local"), vec![]);
+        assert_eq!(zones.node(name("b.prox.local").as_wire()).unwrap().below, 0);
+        zones.set(&name("b.prox.local"), vec![]);
+        assert_eq!(zones.nodes.len(), 0);
+    }
+
+    #[test]
+    fn the_closest_zone_answers() {
+        let name = |text: &str| text.parse::<Name>().unwrap();
+        let apex = |text: &str| Apex { name: name(text), primary: name("ns.x"), reverse: false };
+        let zones = Zones::of(vec![apex("prox.local"), apex("lab.prox.local")]);
+        assert_eq!(zones.apex_of(name("a.lab.prox.local").as_wire()).unwrap().name, name("lab.prox.local"));
+        assert_eq!(zones.apex_of(name("lab.prox.local").as_wire()).unwrap().name, name("lab.prox.local"));
+        assert_eq!(zones.apex_of(name("xlab.prox.local").as_wire()).unwrap().name, name("prox.local"));
+        assert!(zones.apex_of(name("local").as_wire()).is_none());
+        assert!(zones.apex_of(&[0]).is_none());
+    }
+}
