@@ -1,1 +1,259 @@
-//! Configuration file format v1: text to typed Config, every problem reported at once.
+//! Configuration file format v1: text to typed [`Config`], every problem reported at once.
+//!
+//! Every key is optional; an empty text is exactly the seed's appliance. Parsing touches no file, no
+//! interface and no clock: the caller reads the text and decides what to do with the problems.
+
+#![forbid(unsafe_code)]
+
+mod check;
+mod network;
+mod objects;
+mod problem;
+mod section;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use proximity_table::{Intent, Ipv4Net, Label, Name};
+
+pub use objects::{backend_target, forward_target, vhost_hostname};
+pub use problem::{Problem, Report};
+use section::Section;
+
+/// Where `proximity run` looks for its configuration.
+pub const DEFAULT_PATH: &str = "/etc/proximity/proximity.toml";
+
+/// What a configuration file says, defaults filled in.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The appliance itself.
+    pub appliance: Appliance,
+    /// How the outside link gets its address.
+    pub wan: WanAddress,
+    /// The name service.
+    pub dns: Dns,
+    /// The reverse proxy.
+    pub proxy: Proxy,
+    /// The admin API.
+    pub admin: Admin,
+    /// Whether packets are forwarded at all, `[nat] enabled`.
+    pub nat: bool,
+    /// Everything that the world is derived from.
+    pub intent: Intent,
+}
+
+/// `[appliance]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Appliance {
+    /// Durable state: leases, API objects, the admin token.
+    pub state_dir: PathBuf,
+    /// Access logs.
+    pub log_dir: PathBuf,
+    /// The admin socket.
+    pub run_dir: PathBuf,
+    /// Least severe level that is logged.
+    pub log_level: LogLevel,
+}
+
+/// Severity of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum LogLevel {
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+/// `[wan] address`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WanAddress {
+    /// By a DHCP client of our own.
+    Dhcp,
+    /// Fixed.
+    Static {
+        /// Address and prefix length.
+        address: Ipv4Net,
+        /// Default gateway.
+        gateway: Option<Ipv4Addr>,
+    },
+    /// The link is left alone.
+    Unmanaged,
+}
+
+/// `[dns]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dns {
+    /// Whether names are served.
+    pub enabled: bool,
+    /// Addresses to listen on; empty: port 53 of every network's own address.
+    pub listen: Vec<SocketAddr>,
+    /// Servers that foreign names are asked of.
+    pub upstream: Vec<SocketAddr>,
+}
+
+/// `[proxy]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    /// Whether HTTP is served.
+    pub enabled: bool,
+    /// Addresses to listen on.
+    pub listen: Vec<SocketAddr>,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// Whether the API is served on TCP; the unix socket is always there.
+    pub enabled: bool,
+    /// Addresses to listen on.
+    pub listen: Vec<SocketAddr>,
+}
+
+impl Config {
+    /// Reads a configuration; either all of it is right, or every problem is told.
+    pub fn parse(text: &str) -> Result<Config, Report> {
+        let document = toml_edit::Document::parse(text).map_err(|error| Report::syntax(text, &error))?;
+        let report = Report::collector(text);
+        let mut root = Section::root(document.as_table(), &report);
+        let config = Config::read(&mut root);
+        root.finish();
+        check::all(&config, &report);
+        report.into_result(config)
+    }
+
+    /// What in `self` takes effect only when the process starts anew, compared with `running`.
+    pub fn needs_restart(&self, running: &Config) -> Vec<&'static str> {
+        let mut changed = Vec::new();
+        let mut note = |differs: bool, what| changed.extend(differs.then_some(what));
+        note(self.appliance.state_dir != running.appliance.state_dir, "appliance.state_dir");
+        note(self.appliance.log_dir != running.appliance.log_dir, "appliance.log_dir");
+        note(self.appliance.run_dir != running.appliance.run_dir, "appliance.run_dir");
+        note(self.wan != running.wan, "wan.address");
+        note(self.intent.wan_interface != running.intent.wan_interface, "wan.interface");
+        note(self.dns.enabled != running.dns.enabled || self.dns.listen != running.dns.listen, "dns.listen");
+        note(self.proxy != running.proxy, "proxy.listen");
+        note(self.admin != running.admin, "admin.listen");
+        let links = |config: &Config| -> Vec<_> {
+            let nets = config.intent.networks.iter();
+            nets.map(|net| (net.interface.clone(), net.address, net.manage_link, net.dhcp_enabled)).collect()
+        };
+        note(links(self) != links(running), "network (interface, address, dhcp.enabled)");
+        changed
+    }
+
+    fn read(root: &mut Section<'_>) -> Config {
+        let mut table = root.table("appliance");
+        let hostname: Label = table.parsed("hostname", "prox-appliance");
+        let domain: Name = table.parsed("domain", "prox.local");
+        let appliance = Appliance {
+            state_dir: table.path("state_dir", "/var/lib/proximity"),
+            log_dir: table.path("log_dir", "/var/log/proximity"),
+            run_dir: table.path("run_dir", "/run/proximity"),
+            log_level: match table.word("log_level", &["info", "debug", "warn", "error"]) {
+                "debug" => LogLevel::Debug,
+                "warn" => LogLevel::Warn,
+                "error" => LogLevel::Error,
+                _ => LogLevel::Info,
+            },
+        };
+        table.finish();
+
+        let mut table = root.table("wan");
+        let wan_interface = table.interface("interface", "eth0");
+        let wan = wan_address(&mut table);
+        let wan_dns = table.word("dns", &["off", "authoritative"]) == "authoritative";
+        if wan_dns {
+            let hint =
+                "leave it \"off\"; let your router's DNS send this domain to the appliance's WAN address";
+            table.refuse("dns", "app names on the WAN are not answered by this version yet", hint);
+        }
+        table.finish();
+
+        let networks = network::read_all(root, &domain);
+
+        let mut table = root.table("dns");
+        let dns = Dns {
+            enabled: table.boolean("enabled", true),
+            listen: table.addresses("listen", 53, &[]),
+            upstream: table.upstreams("upstream", &["8.8.8.8", "1.1.1.1"]),
+        };
+        let records = objects::records(&mut table, &domain);
+        table.finish();
+
+        let mut table = root.table("proxy");
+        let proxy = Proxy {
+            enabled: table.boolean("enabled", true),
+            listen: table.addresses("listen", 80, &["0.0.0.0:80"]),
+        };
+        if table.has("listen_tls") {
+            table.refuse("listen_tls", "TLS is not served by this version yet", "remove listen_tls");
+        }
+        table.finish();
+
+        let vhosts = objects::vhosts(root, &domain);
+
+        let mut table = root.table("nat");
+        let nat = table.boolean("enabled", true);
+        table.finish();
+
+        let forwards = objects::forwards(root);
+
+        let mut table = root.table("firewall");
+        let isolate_management = table.boolean("isolate_management", true);
+        table.finish();
+
+        let mut table = root.table("admin");
+        let admin = Admin {
+            enabled: table.boolean("enabled", true),
+            listen: table.addresses("listen", 9090, &["0.0.0.0:9090"]),
+        };
+        table.finish();
+
+        let intent = Intent {
+            hostname,
+            domain,
+            wan_interface,
+            networks: networks.networks,
+            reservations: networks.reservations,
+            records,
+            vhosts,
+            forwards,
+            masquerade: nat,
+            isolate_management,
+            wan_dns,
+        };
+        Config { appliance, wan, dns, proxy, admin, nat, intent }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config::parse("").expect("the empty configuration is right")
+    }
+}
+
+fn wan_address(table: &mut Section<'_>) -> WanAddress {
+    let gateway: Option<Ipv4Addr> = table.optional("gateway", "an IPv4 address such as 192.168.1.1");
+    let text = table.string("address", "dhcp");
+    let address = match text.as_str() {
+        "dhcp" => WanAddress::Dhcp,
+        "unmanaged" => WanAddress::Unmanaged,
+        cidr => match cidr.parse::<Ipv4Net>() {
+            Ok(address) => WanAddress::Static { address, gateway },
+            Err(_) => {
+                let hint = "write \"dhcp\", \"unmanaged\", or an address with prefix length such as \"192.168.1.2/24\"";
+                table.refuse("address", &format!("`{cidr}` is not a WAN address"), hint);
+                WanAddress::Dhcp
+            }
+        },
+    };
+    if gateway.is_some() && !matches!(address, WanAddress::Static { .. }) {
+        let hint = "remove gateway, or write a fixed address beside it";
+        table.refuse("gateway", "a gateway goes with a fixed address only", hint);
+    }
+    address
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,50 @@
+//! What only the whole configuration shows.
+
+use std::collections::BTreeMap;
+
+use proximity_table::Name;
+
+use crate::{Config, Report};
+
+pub fn all(config: &Config, report: &Report) {
+    let intent = &config.intent;
+    let add = |message: String, hint: &str| report.add(None, message, hint.to_owned());
+    if let Some(network) = intent.networks.iter().find(|net| net.interface == intent.wan_interface) {
+        let message = format!("network `{}` and the WAN both use {}", network.name, network.interface);
+        add(
+            message,
+            "give the app network its own interface; with one interface, add a second NIC to the LXC",
+        );
+    }
+    let mut claims: BTreeMap<&Name, &str> = BTreeMap::new();
+    for (_, vhost) in intent.vhosts.values() {
+        for name in std::iter::once(&vhost.hostname).chain(&vhost.aliases) {
+            if let Some(other) = claims.insert(name, vhost.app_name.as_str()) {
+                let message = format!("{name} is claimed by the vhosts `{other}` and `{}`", vhost.app_name);
+                add(message, "give each host name to one vhost");
+            }
+        }
+    }
+    for ((name, rtype), (_, records)) in &intent.records {
+        if *rtype == proximity_table::RecordType::CNAME {
+            let others = intent.records.keys().filter(|(other, _)| other == name).count();
+            if others > 1 || records.len() > 1 {
+                add(
+                    format!("{name} has a CNAME beside other records"),
+                    "RFC 1034 §3.6.2: keep the CNAME alone",
+                );
+            }
+        }
+    }
+    if config.dns.enabled && config.dns.upstream.is_empty() {
+        add("dns.upstream is empty".to_owned(), "name at least one server such as \"8.8.8.8\"");
+    }
+    for (enabled, key, listen) in [
+        (config.proxy.enabled, "proxy.listen", &config.proxy.listen),
+        (config.admin.enabled, "admin.listen", &config.admin.listen),
+    ] {
+        if enabled && listen.is_empty() {
+            add(format!("{key} is empty"), "name an address, or write enabled = false");
+        }
+    }
+}

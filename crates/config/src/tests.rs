@@ -1,0 +1,156 @@
+use proximity_table::{BackendTarget, RecordType};
+
+use super::*;
+
+fn problems(text: &str) -> Vec<(usize, String, String)> {
+    let report = Config::parse(text).expect_err("the text is wrong");
+    report.problems().into_iter().map(|p| (p.line, p.message, p.hint)).collect()
+}
+
+/// The seed, key by key: `seed-network-appliance-platinum.md`, "Network Addressing Convention" and "Services".
+#[test]
+fn an_empty_file_is_the_seeds_appliance() {
+    let config = Config::parse("").unwrap();
+    let intent = &config.intent;
+    assert_eq!(
+        (intent.hostname.as_str(), intent.domain.to_string().as_str()),
+        ("prox-appliance", "prox.local")
+    );
+    assert_eq!((&*intent.wan_interface, config.wan), ("eth0", WanAddress::Dhcp));
+    let [net] = &intent.networks[..] else { panic!("one network") };
+    assert_eq!((&*net.name, &*net.interface), ("apps", "eth1"));
+    assert_eq!(net.address.to_string(), "10.20.0.1/24");
+    assert_eq!(net.range.to_string(), "10.20.0.100-10.20.0.250");
+    assert_eq!(net.range.size(), 151);
+    assert_eq!(net.lease_time, 12 * 3600);
+    assert_eq!(net.router.to_string(), "10.20.0.1");
+    assert_eq!(net.dns, [net.router]);
+    assert_eq!(net.domain.to_string(), "prox.local");
+    assert_eq!(net.domain_search, std::slice::from_ref(&net.domain));
+    assert!(net.dhcp_enabled && net.manage_link && net.auto_vhost.enabled);
+    assert_eq!(net.auto_vhost.ports, [80]);
+    assert_eq!(
+        config.dns.upstream.iter().map(|u| u.to_string()).collect::<Vec<_>>(),
+        ["8.8.8.8:53", "1.1.1.1:53"]
+    );
+    assert!(config.dns.enabled && config.dns.listen.is_empty() && !intent.wan_dns);
+    assert_eq!(config.proxy.listen[0].to_string(), "0.0.0.0:80");
+    assert_eq!(config.admin.listen[0].to_string(), "0.0.0.0:9090");
+    assert!(config.nat && intent.masquerade && intent.isolate_management);
+    assert_eq!(config.appliance.state_dir.to_str(), Some("/var/lib/proximity"));
+    assert_eq!(config.appliance.log_dir.to_str(), Some("/var/log/proximity"));
+    assert_eq!(config.appliance.run_dir.to_str(), Some("/run/proximity"));
+    assert!(intent.vhosts.is_empty() && intent.records.is_empty() && intent.forwards.is_empty());
+    let health = proximity_table::HealthPolicy::default();
+    assert_eq!((health.uri.as_str(), health.interval, health.timeout), ("/", 30, 5));
+}
+
+#[test]
+fn the_contracts_example_is_read_whole() {
+    let config = Config::parse(include_str!("../../../appliance-image/proximity.example.toml")).unwrap();
+    let intent = &config.intent;
+    let (_, vhost) = intent.vhosts.values().next().unwrap();
+    assert_eq!(vhost.hostname.to_string(), "nginx.prox.local");
+    assert_eq!(vhost.backends, [BackendTarget::Address("10.20.0.101:80".parse().unwrap())]);
+    let (_, records) = &intent.records[&("printer.prox.local".parse().unwrap(), RecordType::A)];
+    assert_eq!(records[0].ttl, 60);
+    assert_eq!(intent.forwards.len(), 1);
+    assert_eq!(intent.reservations.len(), 1);
+}
+
+#[test]
+fn every_problem_is_told_with_its_line_and_a_hint() {
+    let text = r#"
+[appliance]
+hostnme = "x"
+
+[[network]]
+address = "10.20.0.1/33"
+[network.dhcp]
+lease_time = "soon"
+
+[[vhost]]
+app_name = "web"
+protocol = "ftp"
+backends = ["10.20.0.101"]
+[vhost.health]
+timeout = 0
+"#;
+    let found = problems(text);
+    let lines: Vec<usize> = found.iter().map(|(line, ..)| *line).collect();
+    assert_eq!(lines, [3, 6, 8, 12, 13, 13, 15], "{found:#?}");
+    assert!(found[0].1.contains("appliance.hostnme") && found[0].2.contains("hostname"), "{:?}", found[0]);
+    assert!(found.iter().all(|(_, message, hint)| !message.is_empty() && !hint.is_empty()));
+}
+
+#[test]
+fn a_syntax_error_has_its_line() {
+    let found = problems("[appliance]\nhostname = \n");
+    assert_eq!((found.len(), found[0].0), (1, 2), "{found:?}");
+}
+
+#[test]
+fn networks_may_not_clash() {
+    let found = problems(
+        "[[network]]\naddress = \"10.20.0.1/24\"\n[[network]]\nname = \"apps\"\ninterface = \"eth1\"\naddress = \"10.20.0.129/25\"\n",
+    );
+    let text = format!("{found:?}");
+    for what in ["two networks are called", "two networks use eth1", "overlaps"] {
+        assert!(text.contains(what), "{what}: {text}");
+    }
+}
+
+#[test]
+fn the_pool_may_not_hold_the_gateway_or_leave_the_network() {
+    let with = |range: &str| problems(&format!("[[network]]\n[network.dhcp]\nrange = \"{range}\"\n"));
+    assert!(with("10.20.0.1-10.20.0.9")[0].1.contains("own address"));
+    assert!(with("10.20.0.100-10.20.1.9")[0].1.contains("not inside"));
+    assert!(with("10.20.0.100-10.20.0.255")[0].1.contains("broadcast"));
+}
+
+#[test]
+fn reservations_are_unique_and_inside_the_network() {
+    let entry = |mac: &str, ip: &str| {
+        format!("[[network.reservation]]\nhostname = \"db\"\nmac = \"bc:24:11:00:00:{mac}\"\nip = \"{ip}\"\n")
+    };
+    let text = format!("[[network]]\n{}{}", entry("01", "10.20.0.10"), entry("01", "10.20.0.10"));
+    assert_eq!(problems(&text).len(), 3);
+    assert!(
+        problems(&format!("[[network]]\n{}", entry("01", "10.21.0.10")))[0].1.contains("cannot be reserved")
+    );
+    assert!(problems("[[network]]\n[[network.reservation]]\nip = \"10.20.0.9\"\n")[0].1.contains("no mac"));
+}
+
+#[test]
+fn host_names_belong_to_one_vhost() {
+    let text = "[[vhost]]\napp_name = \"a\"\nhostname = \"x\"\nbackend = \"a\"\n[[vhost]]\napp_name = \"b\"\naliases = [\"x.prox.local\"]\nbackend = \"b\"\n";
+    assert!(problems(text)[0].1.contains("claimed"));
+}
+
+#[test]
+fn small_networks_get_a_range_of_their_own() {
+    for (address, range) in [
+        ("192.168.7.1/28", "192.168.7.8-192.168.7.14"),
+        ("10.0.0.1/8", "10.0.0.100-10.0.0.250"),
+        ("10.9.8.1/30", "10.9.8.2-10.9.8.2"),
+    ] {
+        let config = Config::parse(&format!("[[network]]\naddress = \"{address}\"\n")).unwrap();
+        assert_eq!(config.intent.networks[0].range.to_string(), range);
+    }
+}
+
+#[test]
+fn a_reload_says_what_must_wait_for_a_restart() {
+    let new =
+        Config::parse("[proxy]\nlisten = [\"0.0.0.0:8080\"]\n[dns]\nupstream = [\"9.9.9.9\"]\n").unwrap();
+    assert_eq!(new.needs_restart(&Config::default()), ["proxy.listen"]);
+}
+
+#[test]
+fn garbage_is_refused_without_panic() {
+    for text in
+        ["\u{0}", "[[network]]\nname = 3", "network = 3", "vhost = [1]", "dns = []", "[dns]\nrecord = [{}]"]
+    {
+        assert!(Config::parse(text).is_err(), "{text}");
+    }
+}
