@@ -1,1 +1,19 @@
-//! Ruleset plan as plain data and the kernel edge: nftables, links, sysctl, raw frames.
+//! The network's kernel side: the ruleset plan as plain data, and the edge that makes the kernel match it:
+//! nftables, links, sysctl, raw frames.
+//!
+//! [`policy`] (what) → [`plan`] → [`ruleset`] (how, typed and printable) → [`nft`] (one atomic transaction) →
+//! verify, by reading the kernel back. The first three are pure.
+
+mod netlink;
+pub mod nft;
+mod nft_encode;
+mod nft_socket;
+mod nft_verify;
+pub mod plan;
+pub mod policy;
+pub mod ruleset;
+
+pub use nft::{Nft, VerifyError};
+pub use nft_encode::Counter;
+pub use nft_socket::NftError;
+pub use nft_verify::{Divergence, Finding};
