@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use proximity_table::{
-    AutoVhost, CustomOption, Ipv4Net, Ipv4Range, Label, Mac, Name, Network, Reservation, Source,
+    AutoVhost, CustomOption, Ipv4Net, Ipv4Range, Label, Mac, Name, Network, Owned, Reservation, Source,
 };
 
 use crate::section::Section;
@@ -11,7 +11,7 @@ use crate::section::Section;
 /// What the `[[network]]` tables say.
 pub struct Networks {
     pub networks: Vec<Arc<Network>>,
-    pub reservations: OrdMap<(Arc<str>, Mac), (Source, Arc<Reservation>)>,
+    pub reservations: OrdMap<(Arc<str>, Mac), Owned<Reservation>>,
 }
 
 /// Options that the server itself sets, so that they cannot be written by number (RFC 2132).
@@ -211,7 +211,7 @@ fn custom_option(mut table: Section<'_>) -> Option<CustomOption> {
 
 fn hex(text: &str) -> Option<Vec<u8>> {
     let digits: String = text.chars().filter(|c| !matches!(c, ':' | ' ')).collect();
-    if digits.len() % 2 != 0 || !digits.is_ascii() {
+    if !digits.len().is_multiple_of(2) || !digits.is_ascii() {
         return None;
     }
     (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).ok()).collect()

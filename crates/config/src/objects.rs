@@ -3,8 +3,8 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use proximity_table::{
-    BackendProtocol, BackendTarget, Forward, ForwardTarget, HealthPolicy, Label, Name, NameError, Protocol,
-    Record, RecordData, RecordType, Source, Vhost,
+    BackendProtocol, BackendTarget, Forward, ForwardTarget, HealthPolicy, Label, Name, NameError, Owned,
+    Protocol, Record, RecordData, RecordType, Source, Vhost,
 };
 
 use crate::section::Section;
@@ -32,11 +32,8 @@ pub fn vhost_hostname(text: &str, domain: &Name) -> Result<Name, NameError> {
     if text.contains('.') { text.parse() } else { Name::relative(text, domain) }
 }
 
-pub fn records(
-    dns: &mut Section<'_>,
-    domain: &Name,
-) -> OrdMap<(Name, RecordType), (Source, Arc<Vec<Record>>)> {
-    let mut sets: OrdMap<(Name, RecordType), (Source, Arc<Vec<Record>>)> = OrdMap::new();
+pub fn records(dns: &mut Section<'_>, domain: &Name) -> OrdMap<(Name, RecordType), Owned<Vec<Record>>> {
+    let mut sets: OrdMap<(Name, RecordType), Owned<Vec<Record>>> = OrdMap::new();
     for mut table in dns.tables("record") {
         let name: Option<String> = table.required("name", "printer");
         let rtype: Option<String> = table.required("type", "A");
@@ -61,7 +58,7 @@ pub fn records(
     sets
 }
 
-pub fn vhosts(root: &mut Section<'_>, domain: &Name) -> OrdMap<Label, (Source, Arc<Vhost>)> {
+pub fn vhosts(root: &mut Section<'_>, domain: &Name) -> OrdMap<Label, Owned<Vhost>> {
     let mut vhosts = OrdMap::new();
     for mut table in root.tables("vhost") {
         if let Some(vhost) = vhost(&mut table, domain) {
@@ -77,7 +74,7 @@ pub fn vhosts(root: &mut Section<'_>, domain: &Name) -> OrdMap<Label, (Source, A
     vhosts
 }
 
-pub fn forwards(root: &mut Section<'_>) -> OrdMap<(Protocol, u16), (Source, Arc<Forward>)> {
+pub fn forwards(root: &mut Section<'_>) -> OrdMap<(Protocol, u16), Owned<Forward>> {
     let mut forwards = OrdMap::new();
     for mut table in root.tables("forward") {
         let protocol = match table.word("protocol", &["tcp", "udp"]) {

@@ -18,6 +18,9 @@ pub enum Source {
     Lease,
 }
 
+/// An object with its owner.
+pub type Owned<T> = (Source, Arc<T>);
+
 /// What the administrator asked for, by file and by API. The maps are persistent: changing one object of
 /// ten thousand copies a path, not the map.
 #[derive(Clone, Debug)]
@@ -31,13 +34,13 @@ pub struct Intent {
     /// App networks; at least one.
     pub networks: Vec<Arc<Network>>,
     /// Reservations by network and hardware address.
-    pub reservations: OrdMap<(Arc<str>, Mac), (Source, Arc<Reservation>)>,
+    pub reservations: OrdMap<(Arc<str>, Mac), Owned<Reservation>>,
     /// Records by owner and type.
-    pub records: OrdMap<(Name, RecordType), (Source, Arc<Vec<Record>>)>,
+    pub records: OrdMap<(Name, RecordType), Owned<Vec<Record>>>,
     /// Virtual hosts by app name.
-    pub vhosts: OrdMap<Label, (Source, Arc<Vhost>)>,
+    pub vhosts: OrdMap<Label, Owned<Vhost>>,
     /// Port forwards by protocol and port.
-    pub forwards: OrdMap<(Protocol, u16), (Source, Arc<Forward>)>,
+    pub forwards: OrdMap<(Protocol, u16), Owned<Forward>>,
     /// Whether app networks reach the internet through masquerading.
     pub masquerade: bool,
     /// Whether apps are kept from the WAN's own subnet and from the admin port.

@@ -5,13 +5,16 @@ use imbl::{HashMap, OrdMap, OrdSet};
 
 use crate::{Label, Lease, LeaseState, Mac, Timestamp};
 
+/// The holders of a host name by epoch: the oldest comes first.
+type Holders = OrdSet<(u64, Ipv4Addr)>;
+
 /// Every lease, by address, by client, by host name and by end. Cloning costs a few pointers, so that a
 /// batch can be tried and thrown away and a snapshot kept.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     by_ip: OrdMap<Ipv4Addr, Arc<Lease>>,
     by_client: HashMap<(Arc<str>, Mac), Ipv4Addr>,
-    by_hostname: HashMap<(Arc<str>, Label), OrdSet<(u64, Ipv4Addr)>>,
+    by_hostname: HashMap<(Arc<str>, Label), Holders>,
     /// Bound and declined leases by the moment at which something must be done about them.
     ends: OrdSet<(Timestamp, Ipv4Addr)>,
     /// Ended leases, the longest ended first: the order in which addresses are given to others.

@@ -48,7 +48,7 @@ pub use address::{AddressError, Ipv4Net, Ipv4Range, Mac};
 pub use facts::{Change, Facts, Touched};
 pub use health::{BackendKey, Health, HealthState};
 pub use intent::{
-    AutoVhost, CustomOption, Forward, ForwardTarget, Intent, Network, Protocol, Reservation, Source,
+    AutoVhost, CustomOption, Forward, ForwardTarget, Intent, Network, Owned, Protocol, Reservation, Source,
 };
 pub use lease::{Lease, LeaseState};
 pub use ledger::Ledger;
