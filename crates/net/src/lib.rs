@@ -4,16 +4,26 @@
 //! [`policy`] (what) → [`plan`] → [`ruleset`] (how, typed and printable) → [`nft`] (one atomic transaction) →
 //! verify, by reading the kernel back. The first three are pure.
 
+pub mod link_watch;
+pub mod links;
 mod netlink;
 pub mod nft;
 mod nft_encode;
 mod nft_socket;
 mod nft_verify;
+pub mod packet;
 pub mod plan;
 pub mod policy;
 pub mod ruleset;
+pub mod sysctl;
+pub mod watch;
 
+pub use link_watch::{LinkChange, LinkWatch};
+pub use links::{Link, LinkError, Links};
 pub use nft::{Nft, VerifyError};
 pub use nft_encode::Counter;
 pub use nft_socket::NftError;
 pub use nft_verify::{Divergence, Finding};
+pub use packet::{Frame, PacketError, PacketSocket};
+pub use sysctl::SysctlError;
+pub use watch::{TableChanged, Watch};

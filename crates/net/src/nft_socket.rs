@@ -7,6 +7,8 @@ use crate::nft_encode::Step;
 use nix::errno::Errno;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Attempts at a dump that other writers keep disturbing.
 const DUMP_ATTEMPTS: usize = 8;
@@ -138,6 +140,13 @@ impl NftSocket {
                 .map_err(|errno| NftError::Open { errno })?;
         }
         Ok(socket)
+    }
+
+    /// Registers the socket with the current tokio runtime.
+    pub(crate) fn watched(self) -> Result<AsyncFd<Self>, NftError> {
+        // SAFETY: libmnl keeps the descriptor open, and the same, until the socket is dropped.
+        unsafe { AsyncFd::register_with_interest(self, Interest::READABLE | Interest::ERROR) }
+            .map_err(|error| NftError::Open { errno: errno_of(&io::Error::from(error)) })
     }
 
     /// The port that marks our changes in others' notifications.

@@ -110,3 +110,8 @@ pub fn command(program: &str, arguments: &str, input: &str) -> String {
     assert!(output.status.success(), "{program} {arguments}: {errors}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
+
+/// A runtime for the caller's thread: its sockets are of the caller's namespace.
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}

@@ -5,4 +5,8 @@
 //! tests fail; `PROXIMITY_SKIP_KERNEL_TESTS=1` lets them pass unrun.
 
 mod host;
+mod links;
+mod packet;
 mod table;
+mod traffic;
+mod watch;
