@@ -1,0 +1,368 @@
+//! What a question is answered from the World, or that it has to be asked elsewhere.
+
+use std::net::IpAddr;
+
+use proximity_table::{Apex, Node, RRset, Timestamp, World, Zones};
+
+use crate::query::{DropReason, Edns, Malformed, Query, Unanswerable};
+use crate::reply::{OUR_UDP_SIZE, Place, QUESTION, Rcode, Reply, Section, bare};
+use crate::special::{Special, special};
+
+/// How long "there is nothing" may be kept, in seconds: an app that comes up is found within a minute.
+const NEGATIVE_TTL: u32 = 60;
+/// How many aliases are followed.
+const MAX_ALIASES: usize = 8;
+
+const A: u16 = 1;
+const NS: u16 = 2;
+const CNAME: u16 = 5;
+const SOA: u16 = 6;
+const PTR: u16 = 12;
+const HINFO: u16 = 13;
+const MX: u16 = 15;
+const AAAA: u16 = 28;
+const SRV: u16 = 33;
+const OPT: u16 = 41;
+const ANY: u16 = 255;
+const CLASS_IN: u16 = 1;
+
+/// Who asks, and over what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asker {
+    /// The client's address.
+    pub client: IpAddr,
+    /// What the reply goes back over.
+    pub transport: Transport,
+}
+
+/// What a reply goes back over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Datagrams: at most what the client announced, never more than [`OUR_UDP_SIZE`].
+    Udp,
+    /// A stream: at most 65,535 octets.
+    Tcp,
+}
+
+/// What became of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The reply stands in the buffer.
+    Answered(Rcode),
+    /// FORMERR stands in the buffer.
+    Malformed(Malformed),
+    /// An upstream has to be asked. The buffer holds the reply so far: the question, and the aliases that led
+    /// out of our zones.
+    Forward(Foreign),
+    /// Nothing is sent.
+    Drop(DropReason),
+}
+
+/// A question for an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// The name, in lower-case wire form.
+    pub name: Box<[u8]>,
+    /// QTYPE; the class is IN.
+    pub qtype: u16,
+    /// What the client said of itself by EDNS.
+    pub edns: Option<Edns>,
+    /// Longest reply that the client takes, in octets.
+    pub limit: usize,
+}
+
+/// Answers one message from a snapshot.
+///
+/// `out` is emptied and then holds the reply, if there is one; it is the caller's so that a batch of queries
+/// costs no allocation. Records whose lease has ended at `now` do not exist.
+pub fn answer(world: &World, now: Timestamp, asker: Asker, message: &[u8], out: &mut Vec<u8>) -> Outcome {
+    let query = match Query::parse(message) {
+        Ok(query) => query,
+        Err(Unanswerable::Drop(reason)) => {
+            out.clear();
+            return Outcome::Drop(reason);
+        }
+        Err(Unanswerable::NotImplemented) => {
+            bare(message, Rcode::NotImp, out);
+            return Outcome::Answered(Rcode::NotImp);
+        }
+        Err(Unanswerable::Malformed(reason)) => {
+            bare(message, Rcode::FormErr, out);
+            return Outcome::Malformed(reason);
+        }
+    };
+    let limit = limit(asker.transport, query.edns);
+    let recursion = recursion_allowed(world, asker.client);
+    let mut reply = Reply::to(&query, limit, recursion, out);
+    if query.edns.is_some_and(|edns| edns.version > 0) {
+        return Outcome::Answered(reply.finish(Rcode::BadVers));
+    }
+    if query.qclass != CLASS_IN || is_meta(query.qtype) {
+        return Outcome::Answered(reply.finish(Rcode::Refused));
+    }
+    match (Lookup { world, now, query: &query }).run(&mut reply) {
+        End::Answered(rcode) => Outcome::Answered(reply.finish(rcode)),
+        End::Elsewhere { name, aliased } => {
+            if recursion && query.recursion_desired() && !reply.is_truncated() {
+                let foreign = Foreign { name: name.into(), qtype: query.qtype, edns: query.edns, limit };
+                reply.suspend();
+                return Outcome::Forward(foreign);
+            }
+            // A stranger gets what is ours: the aliases. For another's name that is nothing.
+            Outcome::Answered(reply.finish(if aliased { Rcode::NoError } else { Rcode::Refused }))
+        }
+    }
+}
+
+/// Whether a lower-case wire name is ours to answer; such a name is never forwarded.
+pub fn in_zone(world: &World, name: &[u8]) -> bool {
+    world.zones.apex_of(name).is_some()
+}
+
+/// Whether names of others are looked up for this client: it is on an app network or on this host.
+pub fn recursion_allowed(world: &World, client: IpAddr) -> bool {
+    match client.to_canonical() {
+        IpAddr::V4(ip) => {
+            ip.is_loopback() || world.facts.intent().networks.iter().any(|net| net.address.contains(ip))
+        }
+        IpAddr::V6(ip) => ip.is_loopback(),
+    }
+}
+
+/// The longest reply that a client takes.
+fn limit(transport: Transport, edns: Option<Edns>) -> usize {
+    match transport {
+        Transport::Tcp => usize::from(u16::MAX),
+        // RFC 6891 §6.2.5: values lower than 512 are treated as 512.
+        Transport::Udp => edns.map_or(512, |edns| usize::from(edns.size.clamp(512, OUR_UDP_SIZE))),
+    }
+}
+
+/// Types that ask for something else than records: zone transfers, TSIG, TKEY (RFC 6895 §3.1).
+fn is_meta(qtype: u16) -> bool {
+    matches!(qtype, 0 | OPT | 128..ANY)
+}
+
+struct Lookup<'a> {
+    world: &'a World,
+    now: Timestamp,
+    query: &'a Query<'a>,
+}
+
+enum End<'a> {
+    Answered(Rcode),
+    Elsewhere { name: &'a [u8], aliased: bool },
+}
+
+enum Found<'a> {
+    Node(&'a Node),
+    /// The name exists without records of its own.
+    Empty,
+    Nothing,
+}
+
+impl<'a> Lookup<'a> {
+    /// RFC 1034 §4.3.2, for zones without delegations.
+    fn run(&self, reply: &mut Reply<'_>) -> End<'a> {
+        let zones = &self.world.zones;
+        let mut seen: [&[u8]; MAX_ALIASES] = [b""; MAX_ALIASES];
+        let mut name = self.query.name();
+        let mut owner = QUESTION;
+        for step in 0..=MAX_ALIASES {
+            let Some(apex) = zones.apex_of(name) else { return self.outside(reply, name, owner, step) };
+            reply.set_authoritative();
+            let node = match self.find(apex, name) {
+                Found::Node(node) => node,
+                Found::Empty => return self.no_data(reply, apex, name, owner),
+                // RFC 6604 §3: after aliases the code is the last name's.
+                Found::Nothing => {
+                    self.soa(reply, Section::Authority, apex);
+                    return End::Answered(Rcode::NxDomain);
+                }
+            };
+            let Some(rrset) = self.pick(node) else { return self.no_data(reply, apex, name, owner) };
+            let place = self.rrset(reply, Section::Answer, owner, rrset);
+            let alias = rrset.rtype == CNAME && !matches!(self.query.qtype, CNAME | ANY);
+            let (true, Some(target), Some(place)) = (alias, rrset.rdata.first(), place) else {
+                self.addresses_of_targets(reply, rrset);
+                return End::Answered(Rcode::NoError);
+            };
+            // A loop, or a chain without end, stays a chain: whoever asked sees where it leads.
+            if step == MAX_ALIASES || seen[..step].contains(&&**target) || **target == *self.query.name() {
+                break;
+            }
+            seen[step] = target;
+            (name, owner) = (target, place);
+        }
+        End::Answered(Rcode::NoError)
+    }
+
+    /// What stands at a name: itself, or the wildcard that covers it (RFC 4592 §3.3.1).
+    fn find(&self, apex: &Apex, name: &[u8]) -> Found<'a> {
+        let zones = &self.world.zones;
+        if let Some(found) = self.at(zones, name) {
+            return found;
+        }
+        let mut at = 0;
+        while name[at..] != *apex.name.as_wire() {
+            at += 1 + usize::from(name[at]);
+            let encloser = &name[at..];
+            if encloser == apex.name.as_wire() || self.at(zones, encloser).is_some() {
+                let mut wildcard = [0; 256];
+                wildcard[..2].copy_from_slice(b"\x01*");
+                wildcard[2..2 + encloser.len()].copy_from_slice(encloser);
+                return self.at(zones, &wildcard[..2 + encloser.len()]).unwrap_or(Found::Nothing);
+            }
+        }
+        // The apex exists, whatever stands there.
+        Found::Empty
+    }
+
+    fn at(&self, zones: &'a Zones, name: &[u8]) -> Option<Found<'a>> {
+        let node = zones.node(name)?;
+        match node.rrsets.iter().any(|rrset| self.is_live(rrset)) {
+            true => Some(Found::Node(node)),
+            false => (node.below > 0).then_some(Found::Empty),
+        }
+    }
+
+    /// The RRset that answers: the type asked for, else the alias.
+    fn pick(&self, node: &'a Node) -> Option<&'a RRset> {
+        let qtype = self.query.qtype;
+        let mut live = node.rrsets.iter().filter(|rrset| self.is_live(rrset));
+        // RFC 8482 §4.1: one RRset is answer enough to ANY.
+        live.find(|rrset| rrset.rtype == qtype || rrset.rtype == CNAME || qtype == ANY)
+    }
+
+    fn no_data(&self, reply: &mut Reply<'_>, apex: &Apex, name: &[u8], owner: Place) -> End<'a> {
+        let at_apex = name == apex.name.as_wire();
+        match self.query.qtype {
+            SOA if at_apex => self.soa(reply, Section::Answer, apex),
+            // RFC 8482 §4.2: a name that has nothing to show says so by a HINFO record.
+            ANY if !at_apex => {
+                reply.record(Section::Answer, owner, HINFO, NEGATIVE_TTL, b"\x07RFC8482\x00");
+            }
+            ANY => self.soa(reply, Section::Answer, apex),
+            _ => self.soa(reply, Section::Authority, apex),
+        }
+        End::Answered(Rcode::NoError)
+    }
+
+    /// A name in none of our zones.
+    fn outside(&self, reply: &mut Reply<'_>, name: &'a [u8], owner: Place, step: usize) -> End<'a> {
+        let zones = &self.world.zones;
+        match special(name) {
+            Some(Special::Localhost(zone)) => {
+                reply.set_authoritative();
+                match self.query.qtype {
+                    A => drop(reply.record(Section::Answer, owner, A, NEGATIVE_TTL, &[127, 0, 0, 1])),
+                    AAAA => {
+                        let loopback = std::net::Ipv6Addr::LOCALHOST.octets();
+                        reply.record(Section::Answer, owner, AAAA, NEGATIVE_TTL, &loopback);
+                    }
+                    _ => empty_zone(reply, zone),
+                }
+                End::Answered(Rcode::NoError)
+            }
+            Some(Special::Nowhere(zone)) => {
+                reply.set_authoritative();
+                if self.query.qtype == PTR && name == b"\x011\x010\x010\x03127\x07in-addr\x04arpa\x00" {
+                    reply.record(Section::Answer, owner, PTR, NEGATIVE_TTL, b"\x09localhost\x00");
+                    return End::Answered(Rcode::NoError);
+                }
+                if self.query.qtype == SOA && name == zone {
+                    reply.soa(Section::Answer, zone, zone, NOBODY, 1, NEGATIVE_TTL);
+                    return End::Answered(Rcode::NoError);
+                }
+                empty_zone(reply, zone);
+                // RFC 8020 §2: NXDOMAIN would deny our own zones below.
+                let exists = name == zone || is_above_ours(zones, name);
+                End::Answered(if exists { Rcode::NoError } else { Rcode::NxDomain })
+            }
+            // The root denies `local`, and with it our zones below.
+            None if name == LOCAL && is_above_ours(zones, name) => {
+                reply.set_authoritative();
+                empty_zone(reply, LOCAL);
+                End::Answered(Rcode::NoError)
+            }
+            None => End::Elsewhere { name, aliased: step > 0 },
+        }
+    }
+
+    /// Writes an RRset; returns where the name in the last record stands.
+    fn rrset(&self, reply: &mut Reply<'_>, section: Section, owner: Place, rrset: &RRset) -> Option<Place> {
+        let ttl = self.ttl(rrset);
+        let mut place = None;
+        // RFC 2181 §10.1: a name has one alias at most.
+        let most = if rrset.rtype == CNAME { 1 } else { usize::MAX };
+        for rdata in rrset.rdata.iter().take(most) {
+            place = reply.record(section, owner, rrset.rtype, ttl, rdata);
+        }
+        place
+    }
+
+    fn soa(&self, reply: &mut Reply<'_>, section: Section, apex: &Apex) {
+        let zone = apex.name.as_wire();
+        let mut rname = [0; 256];
+        let rname = match rname.get_mut(..zone.len() + HOSTMASTER.len()) {
+            Some(place) if place.len() <= 255 => {
+                place[..HOSTMASTER.len()].copy_from_slice(HOSTMASTER);
+                place[HOSTMASTER.len()..].copy_from_slice(zone);
+                place
+            }
+            _ => zone,
+        };
+        let serial = self.world.generation.0 as u32;
+        reply.soa(section, zone, apex.primary.as_wire(), rname, serial, NEGATIVE_TTL);
+    }
+
+    /// Addresses of the hosts that an answer names, for those that are ours (RFC 1034 §4.3.2 step 6).
+    fn addresses_of_targets(&self, reply: &mut Reply<'_>, rrset: &RRset) {
+        let skipped = match rrset.rtype {
+            NS => 0,
+            MX => 2,
+            SRV => 6,
+            _ => return,
+        };
+        for target in rrset.rdata.iter().filter_map(|rdata| rdata.get(skipped..)) {
+            let Some(node) = self.world.zones.node(target) else { continue };
+            for rrset in node.rrsets.iter().filter(|rrset| matches!(rrset.rtype, A | AAAA)) {
+                if self.is_live(rrset) {
+                    for rdata in &rrset.rdata {
+                        let ttl = self.ttl(rrset);
+                        reply.record_of(Section::Additional, target, rrset.rtype, ttl, rdata);
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_live(&self, rrset: &RRset) -> bool {
+        rrset.expires > self.now
+    }
+
+    fn ttl(&self, rrset: &RRset) -> u32 {
+        let left = rrset.expires.seconds_after(self.now);
+        rrset.ttl.min(u32::try_from(left).unwrap_or(u32::MAX))
+    }
+}
+
+const LOCAL: &[u8] = b"\x05local\x00";
+const HOSTMASTER: &[u8] = b"\x0ahostmaster";
+/// RFC 6303 §3.
+const NOBODY: &[u8] = b"\x06nobody\x07invalid\x00";
+
+fn empty_zone(reply: &mut Reply<'_>, zone: &[u8]) {
+    reply.soa(Section::Authority, zone, zone, NOBODY, 1, NEGATIVE_TTL);
+}
+
+fn is_above_ours(zones: &Zones, name: &[u8]) -> bool {
+    zones.apexes().iter().any(|apex| {
+        let below = apex.name.as_wire();
+        let mut at = 0;
+        while below.len() - at > name.len() {
+            at += 1 + usize::from(below[at]);
+        }
+        below[at..] == *name
+    })
+}

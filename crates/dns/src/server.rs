@@ -1,0 +1,137 @@
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use proximity_table::{Timestamp, World};
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use crate::answer::{Asker, Foreign, Outcome, Transport, answer};
+use crate::forward::{Forwarder, overloaded};
+use crate::query::DropReason;
+use crate::stats::{DnsStats, Over};
+use crate::{tcp, udp};
+
+/// Questions that one server asks upstreams at the same time.
+const IN_FLIGHT: usize = 1024;
+
+/// Answers DNS on sockets that are given to it. One per data thread; cloning shares everything.
+#[derive(Clone)]
+pub struct DnsServer {
+    world: Arc<ArcSwap<World>>,
+    forwarder: Arc<ArcSwap<Forwarder>>,
+    pub(crate) stats: Arc<DnsStats>,
+    clock: fn() -> Timestamp,
+    in_flight: Arc<Semaphore>,
+}
+
+/// What is left to do about a message.
+pub(crate) enum Next {
+    /// Send the reply in the buffer.
+    Reply,
+    /// Nothing.
+    Nothing,
+    /// Ask upstreams, then send.
+    Wait(Pending),
+}
+
+/// A question that waits for an upstream.
+pub(crate) struct Pending {
+    partial: Vec<u8>,
+    foreign: Foreign,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl DnsServer {
+    /// A server that answers from whatever world is published, by the wall clock `clock`.
+    pub fn new(
+        world: Arc<ArcSwap<World>>,
+        forwarder: Arc<ArcSwap<Forwarder>>,
+        stats: Arc<DnsStats>,
+        clock: fn() -> Timestamp,
+    ) -> DnsServer {
+        DnsServer { world, forwarder, stats, clock, in_flight: Arc::new(Semaphore::new(IN_FLIGHT)) }
+    }
+
+    /// Serves a UDP socket until `stop` becomes true or its sender is gone.
+    pub async fn serve_udp(&self, socket: UdpSocket, stop: watch::Receiver<bool>) {
+        udp::serve(self, socket, stop).await;
+    }
+
+    /// Serves a TCP listener until `stop` becomes true or its sender is gone.
+    pub async fn serve_tcp(&self, listener: TcpListener, stop: watch::Receiver<bool>) {
+        tcp::serve(self, listener, stop).await;
+    }
+
+    /// Answers a message from inside the process; `None` when it is one that is not answered.
+    pub async fn resolve_wire(&self, message: &[u8], client: IpAddr) -> Option<Vec<u8>> {
+        let mut out = Vec::new();
+        let asker = Asker { client, transport: Transport::Tcp };
+        match self.handle(&self.snapshot(), Over::Process, asker, message, &mut out) {
+            Next::Reply => Some(out),
+            Next::Nothing => None,
+            Next::Wait(pending) => Some(self.forward(pending).await),
+        }
+    }
+
+    /// The published world and the time, to be used for one batch of messages.
+    pub(crate) fn snapshot(&self) -> (Arc<World>, Timestamp) {
+        (self.world.load_full(), (self.clock)())
+    }
+
+    /// Answers one message as far as that goes without waiting. Only a question for an upstream allocates.
+    pub(crate) fn handle(
+        &self,
+        (world, now): &(Arc<World>, Timestamp),
+        over: Over,
+        asker: Asker,
+        message: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Next {
+        self.stats.query(over);
+        match answer(world, *now, asker, message, out) {
+            Outcome::Answered(rcode) => self.stats.answer(rcode),
+            Outcome::Malformed(reason) => self.stats.malformed(reason),
+            Outcome::Drop(reason) => {
+                self.stats.dropped(reason);
+                return Next::Nothing;
+            }
+            Outcome::Forward(foreign) => {
+                if let Ok(permit) = self.in_flight.clone().try_acquire_owned() {
+                    return Next::Wait(Pending { partial: out.clone(), foreign, _permit: permit });
+                }
+                let (reply, rcode) = overloaded(out, &foreign);
+                self.stats.overloaded();
+                self.stats.answer(rcode);
+                *out = reply;
+            }
+        }
+        Next::Reply
+    }
+
+    /// Asks upstreams and completes the reply.
+    pub(crate) async fn forward(&self, pending: Pending) -> Vec<u8> {
+        self.stats.forwarded();
+        let forwarder = self.forwarder.load_full();
+        let (reply, rcode, reached) = forwarder.complete(&pending.partial, &pending.foreign).await;
+        if !reached {
+            self.stats.upstream_failure();
+        }
+        self.stats.answer(rcode);
+        reply
+    }
+
+    /// Counts what the kernel did not take.
+    pub(crate) fn sent(&self, result: io::Result<usize>) {
+        if result.is_err() {
+            self.stats.dropped(DropReason::SendFailed);
+        }
+    }
+}
+
+/// Resolves when serving shall end.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that whoever could say so is gone.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
