@@ -1,1 +1,53 @@
 //! Admin HTTP API over TCP with a token and over the unix socket.
+//!
+//! Reading shows the published [`World`]; changing hands the registrar an [`Edit`], which it runs on the
+//! facts that are true at that moment. Nothing is changed here.
+
+#![forbid(unsafe_code)]
+
+mod auth;
+mod edit;
+mod objects;
+mod problem;
+mod routes;
+mod serve;
+mod view;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use proximity_table::{Change, Facts, Generation, Timestamp, World};
+
+pub use auth::Token;
+pub use objects::{ForwardInput, HealthInput, RecordInput, ReservationInput, VhostInput};
+pub use problem::Problem;
+pub use serve::{Listener, serve};
+pub use view::{
+    AppView, CheckView, ForwardView, HealthView, LeaseView, Page, RecordView, Reloaded, ReservationView,
+    ServiceView, Status, VhostView, rfc3339,
+};
+
+/// Root of the API.
+pub const BASE: &str = "/api/v1/appliance";
+
+/// A change as a function of the facts: it is run by the only writer, so nothing can come between looking
+/// and changing.
+pub type Edit = Box<dyn FnOnce(&Facts) -> Result<Vec<Change>, Problem> + Send>;
+
+/// What the API needs of the running appliance.
+pub trait Appliance: Send + Sync + 'static {
+    /// The published world.
+    fn world(&self) -> Arc<World>;
+    /// The wall clock.
+    fn now(&self) -> Timestamp;
+    /// How the appliance is.
+    fn status(&self) -> Status;
+    /// Its parts.
+    fn services(&self) -> Vec<ServiceView>;
+    /// Whether everything serves and the kernel is as planned; else why not.
+    fn ready(&self) -> Result<(), String>;
+    /// Makes a change; returns when it is durable, published and in the kernel.
+    fn edit(&self, edit: Edit) -> impl Future<Output = Result<Generation, Problem>> + Send;
+    /// Reads the configuration file again.
+    fn reload(&self) -> impl Future<Output = Result<Reloaded, Problem>> + Send;
+}

@@ -1,0 +1,191 @@
+//! Changes as functions of the facts. Each looks at what is there and answers with the changes to make, or
+//! with why not.
+
+use std::net::Ipv4Addr;
+
+use proximity_table::{
+    Change, Facts, Forward, Label, LeaseState, Mac, Name, Protocol, Record, RecordType, Reservation, Source,
+    Vhost,
+};
+
+use crate::Problem;
+
+/// Most records of one name and type: an answer that fits a TCP message.
+const MOST_RECORDS: usize = 256;
+/// Most objects of a kind that the API takes.
+const MOST_OBJECTS: usize = 100_000;
+
+/// Creates a vhost, or with `replace` puts it in the place of one made by the API.
+pub fn put_vhost(facts: &Facts, vhost: Vhost, replace: bool) -> Result<Vec<Change>, Problem> {
+    let vhosts = &facts.intent().vhosts;
+    let name = vhost.app_name.to_string();
+    match vhosts.get(&vhost.app_name) {
+        Some((Source::Config, _)) => return Err(Problem::owned_by_file("vhost", &name)),
+        Some((_, same)) if **same == vhost => return Ok(Vec::new()),
+        Some(_) if !replace => {
+            let hint = format!("use PUT /vhosts/{name} to change it");
+            return Err(Problem::conflict(format!("there is a vhost `{name}` already"), hint));
+        }
+        None if vhosts.len() >= MOST_OBJECTS => return Err(full("vhosts")),
+        _ => {}
+    }
+    for hostname in std::iter::once(&vhost.hostname).chain(&vhost.aliases) {
+        if let Some((_, other)) =
+            facts.claimant(hostname).filter(|(_, other)| other.app_name != vhost.app_name)
+        {
+            let detail = format!("{hostname} belongs to the vhost `{}`", other.app_name);
+            return Err(Problem::conflict(detail, "choose another host name"));
+        }
+    }
+    Ok(vec![Change::Vhost(Source::Api, vhost)])
+}
+
+/// Removes a vhost made by the API.
+pub fn remove_vhost(facts: &Facts, name: &str) -> Result<Vec<Change>, Problem> {
+    let label: Label = name.parse().map_err(|_| Problem::absent("vhost", name, "proximity vhost ls"))?;
+    match facts.intent().vhosts.get(&label) {
+        Some((Source::Config, _)) => Err(Problem::owned_by_file("vhost", name)),
+        Some(_) => Ok(vec![Change::RemoveVhost(label)]),
+        None if facts.intent().networks.iter().any(|net| has_lease(facts, &net.name, &label)) => {
+            let hint =
+                "it comes and goes with the lease; set network.auto_vhost.enabled = false to have none";
+            Err(Problem::conflict(format!("the vhost `{name}` is made from a lease"), hint))
+        }
+        None => Err(Problem::absent("vhost", name, "proximity vhost ls")),
+    }
+}
+
+/// Forgets a lease: the address, the name and the row are free at once.
+pub fn remove_lease(facts: &Facts, ip: Ipv4Addr) -> Result<Vec<Change>, Problem> {
+    match facts.ledger().at(ip) {
+        Some(_) => Ok(vec![Change::ForgetLease(ip)]),
+        None => Err(Problem::absent("lease", &ip.to_string(), "proximity lease ls")),
+    }
+}
+
+/// Makes a reservation.
+pub fn put_reservation(facts: &Facts, new: Reservation) -> Result<Vec<Change>, Problem> {
+    let reservations = &facts.intent().reservations;
+    let key = (new.network.clone(), new.mac);
+    match reservations.get(&key) {
+        Some((Source::Config, _)) => return Err(Problem::owned_by_file("reservation", &new.mac.to_string())),
+        Some((_, same)) if **same == new => return Ok(Vec::new()),
+        None if reservations.len() >= MOST_OBJECTS => return Err(full("reservations")),
+        _ => {}
+    }
+    for (_, other) in
+        reservations.values().filter(|(_, other)| other.network == new.network && other.mac != new.mac)
+    {
+        if other.ip == new.ip {
+            let detail = format!("{} is reserved for {}", other.ip, other.mac);
+            return Err(Problem::conflict(detail, "choose another address, or remove that reservation"));
+        }
+        if other.hostname.is_some() && other.hostname == new.hostname {
+            return Err(Problem::conflict(
+                format!("{} has that name", other.mac),
+                "choose another host name",
+            ));
+        }
+    }
+    let holder = facts.ledger().bound_at(new.ip).filter(|lease| lease.mac != new.mac);
+    if let Some(lease) = holder {
+        let name = lease.hostname.as_ref().map_or_else(|| lease.mac.to_string(), ToString::to_string);
+        let hint = "choose another address, or release that lease first";
+        return Err(Problem::conflict(format!("{} is leased to {name}", new.ip), hint));
+    }
+    let mut changes = vec![Change::Reservation(Source::Api, new.clone())];
+    // A lease on the very address takes the reserved name at once, not at its next renewal.
+    if let Some(lease) = facts.ledger().bound_at(new.ip).filter(|_| new.hostname.is_some()) {
+        let renamed = proximity_table::Lease { hostname: new.hostname, ..(**lease).clone() };
+        changes.push(Change::Lease(renamed));
+    }
+    Ok(changes)
+}
+
+/// Removes a reservation made by the API, on whatever network it is.
+pub fn remove_reservation(facts: &Facts, mac: &str) -> Result<Vec<Change>, Problem> {
+    let parsed: Mac = mac.parse().map_err(Problem::explained)?;
+    let mut found = facts.intent().reservations.iter().filter(|((_, key), _)| *key == parsed);
+    match found.next() {
+        Some((_, (Source::Config, _))) => Err(Problem::owned_by_file("reservation", mac)),
+        Some(((network, mac), _)) => Ok(vec![Change::RemoveReservation(network.clone(), *mac)]),
+        None => Err(Problem::absent("reservation for", mac, "proximity lease ls")),
+    }
+}
+
+/// Adds a record to the RRset of its name and type.
+pub fn add_record(facts: &Facts, new: Record) -> Result<Vec<Change>, Problem> {
+    let all = &facts.intent().records;
+    let rtype = new.data.rtype();
+    let label = format!("{} {rtype}", new.name);
+    let at_name = |kind: RecordType| all.contains_key(&(new.name.clone(), kind));
+    let others = all.range((new.name.clone(), RecordType::A)..=(new.name.clone(), RecordType::CAA)).count();
+    // RFC 1034 §3.6.2: no other data beside a CNAME.
+    let clash = if rtype == RecordType::CNAME { others > 0 } else { at_name(RecordType::CNAME) };
+    if clash {
+        let detail = format!("{} would have a CNAME beside other records", new.name);
+        return Err(Problem::conflict(detail, "remove the records of that name first"));
+    }
+    let mut records = match all.get(&(new.name.clone(), rtype)) {
+        Some((Source::Config, _)) => return Err(Problem::owned_by_file("record", &label)),
+        Some((_, records)) => (**records).clone(),
+        None if all.len() >= MOST_OBJECTS => return Err(full("records")),
+        None => Vec::new(),
+    };
+    records.retain(|record| record.data != new.data);
+    if records.len() >= MOST_RECORDS {
+        return Err(Problem::conflict(format!("{label} has {MOST_RECORDS} records"), "remove some of them"));
+    }
+    let name = new.name.clone();
+    records.push(new);
+    Ok(vec![Change::Records(Source::Api, name, rtype, records)])
+}
+
+/// Removes the records of a name and type that were made by the API.
+pub fn remove_records(facts: &Facts, name: &str, rtype: &str) -> Result<Vec<Change>, Problem> {
+    let rtype: RecordType = rtype.parse().map_err(Problem::explained)?;
+    let domain = &facts.intent().domain;
+    // Names are listed absolute and without a final dot, so both readings are tried.
+    let readings = [name.parse::<Name>(), Name::relative(name, domain)];
+    for name in readings.into_iter().flatten() {
+        match facts.intent().records.get(&(name.clone(), rtype)) {
+            Some((Source::Config, _)) => {
+                return Err(Problem::owned_by_file("record", &format!("{name} {rtype}")));
+            }
+            Some(_) => return Ok(vec![Change::RemoveRecords(name, rtype)]),
+            None => {}
+        }
+    }
+    Err(Problem::absent("record", &format!("{name} {rtype}"), "proximity dns ls"))
+}
+
+/// Makes a port forward.
+pub fn put_forward(facts: &Facts, new: Forward) -> Result<Vec<Change>, Problem> {
+    let label = format!("{}/{}", new.protocol.as_str(), new.port);
+    match facts.intent().forwards.get(&(new.protocol, new.port)) {
+        Some((Source::Config, _)) => Err(Problem::owned_by_file("forward", &label)),
+        Some((_, same)) if **same == new => Ok(Vec::new()),
+        Some(_) => {
+            Err(Problem::conflict(format!("{label} is forwarded already"), "remove that forward first"))
+        }
+        None => Ok(vec![Change::Forward(Source::Api, new)]),
+    }
+}
+
+/// Removes a port forward made by the API.
+pub fn remove_forward(facts: &Facts, protocol: Protocol, port: u16) -> Result<Vec<Change>, Problem> {
+    let label = format!("{}/{port}", protocol.as_str());
+    match facts.intent().forwards.get(&(protocol, port)) {
+        Some((Source::Config, _)) => Err(Problem::owned_by_file("forward", &label)),
+        Some(_) => Ok(vec![Change::RemoveForward(protocol, port)]),
+        None => Err(Problem::absent("forward", &label, "proximity status")),
+    }
+}
+
+fn has_lease(facts: &Facts, network: &std::sync::Arc<str>, label: &Label) -> bool {
+    facts.ledger().of_hostname(network, label).any(|lease| lease.state != LeaseState::Declined)
+}
+
+fn full(kind: &str) -> Problem {
+    Problem::conflict(format!("there are {MOST_OBJECTS} {kind}"), "remove some of them")
+}

@@ -1,0 +1,274 @@
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use axum::Json;
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use proximity_table::{Facts, Protocol};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::objects::{ForwardInput, RecordInput, ReservationInput, VhostInput};
+use crate::view::{AppView, ForwardView, LeaseView, Page, RecordView, ReservationView, VhostView};
+use crate::{Appliance, BASE, Change, Problem, Token, auth, edit};
+
+/// Most octets of a request's body.
+const MOST_BODY: usize = 1 << 20;
+
+/// Who may use the API on a listener.
+#[derive(Clone, Debug)]
+pub enum Trust {
+    /// Whoever can open the socket.
+    Everybody,
+    /// Whoever carries the token, unless it comes from an app network.
+    Token(Token),
+}
+
+/// The peer of a TCP connection, put into each request by the listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub IpAddr);
+
+type Answer<T> = Result<Json<T>, Problem>;
+
+pub fn router<A: Appliance>(appliance: Arc<A>, trust: Trust) -> Router {
+    let api = Router::new()
+        .route("/status", get(async |State(a): State<Arc<A>>| Json(a.status())))
+        .route("/services", get(async |State(a): State<Arc<A>>| page(a.services())))
+        .route("/reload", post(async |State(a): State<Arc<A>>| a.reload().await.map(Json)))
+        .route(
+            "/vhosts",
+            get(async |State(a): State<Arc<A>>| page(VhostView::all(&a.world()))).post(create_vhost::<A>),
+        )
+        .route("/vhosts/{name}", get(show_vhost::<A>).put(put_vhost::<A>).delete(delete_vhost::<A>))
+        .route("/vhosts/{name}/health", get(vhost_health::<A>))
+        .route("/dhcp/leases", get(async |State(a): State<Arc<A>>| page(LeaseView::all(&a.world()))))
+        .route("/dhcp/leases/{ip}", delete(delete_lease::<A>))
+        .route(
+            "/dhcp/reservations",
+            get(async |State(a): State<Arc<A>>| page(ReservationView::all(&a.world())))
+                .post(create_reservation::<A>),
+        )
+        .route("/dhcp/reservations/{mac}", delete(delete_reservation::<A>))
+        .route(
+            "/dns/records",
+            get(async |State(a): State<Arc<A>>| page(RecordView::all(&a.world()))).post(add_record::<A>),
+        )
+        .route("/dns/records/{name}/{type}", delete(delete_records::<A>))
+        .route("/apps", get(async |State(a): State<Arc<A>>| page(AppView::all(&a.world()))))
+        .route("/apps/{name}", get(show_app::<A>))
+        .route(
+            "/forwards",
+            get(async |State(a): State<Arc<A>>| page(ForwardView::all(&a.world()))).post(create_forward::<A>),
+        )
+        .route("/forwards/{protocol}/{port}", delete(delete_forward::<A>))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(MOST_BODY))
+        .layer(middleware::from_fn_with_state((appliance.clone(), trust.clone()), authorize::<A>));
+    Router::new()
+        .nest(BASE, api)
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready::<A>))
+        .fallback(unknown_path)
+        .layer(middleware::from_fn_with_state((appliance.clone(), trust), admit::<A>))
+        .with_state(appliance)
+}
+
+/// Turns away whoever comes from an app network, before anything else.
+async fn admit<A: Appliance>(
+    State((appliance, trust)): State<(Arc<A>, Trust)>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if let (Trust::Token(_), Some(Peer(peer))) = (&trust, request.extensions().get::<Peer>())
+        && let Err(problem) = auth::admit(&appliance.world(), *peer)
+    {
+        return problem.into_response();
+    }
+    next.run(request).await
+}
+
+async fn authorize<A: Appliance>(
+    State((_, trust)): State<(Arc<A>, Trust)>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if let Trust::Token(token) = &trust
+        && let Err(problem) = token.check(request.headers())
+    {
+        let mut response = problem.into_response();
+        let challenge = header::HeaderValue::from_static("Bearer realm=\"proximity\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        return response;
+    }
+    next.run(request).await
+}
+
+async fn ready<A: Appliance>(State(appliance): State<Arc<A>>) -> Response {
+    match appliance.ready() {
+        Ok(()) => "ready\n".into_response(),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    }
+}
+
+async fn create_vhost<A: Appliance>(
+    State(appliance): State<Arc<A>>,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let vhost = read::<VhostInput>(&body)?.build(None, &appliance.world().facts.intent().domain)?;
+    let name = vhost.app_name.to_string();
+    change(&*appliance, move |facts| edit::put_vhost(facts, vhost, false)).await?;
+    Ok((StatusCode::CREATED, find_vhost(&*appliance, &name)?).into_response())
+}
+
+async fn put_vhost<A: Appliance>(
+    State(appliance): State<Arc<A>>,
+    Path(name): Path<String>,
+    body: Bytes,
+) -> Answer<VhostView> {
+    let vhost = read::<VhostInput>(&body)?.build(Some(&name), &appliance.world().facts.intent().domain)?;
+    change(&*appliance, move |facts| edit::put_vhost(facts, vhost, true)).await?;
+    find_vhost(&*appliance, &name)
+}
+
+async fn show_vhost<A: Appliance>(
+    State(appliance): State<Arc<A>>,
+    Path(name): Path<String>,
+) -> Answer<VhostView> {
+    find_vhost(&*appliance, &name)
+}
+
+async fn delete_vhost<A: Appliance>(
+    State(appliance): State<Arc<A>>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, Problem> {
+    change(&*appliance, move |facts| edit::remove_vhost(facts, &name)).await
+}
+
+async fn vhost_health<A: Appliance>(State(appliance): State<Arc<A>>, Path(name): Path<String>) -> Response {
+    find_vhost(&*appliance, &name).map(|Json(vhost)| Json(vhost.health)).into_response()
+}
+
+async fn delete_lease<A: Appliance>(
+    State(appliance): State<Arc<A>>,
+    Path(ip): Path<String>,
+) -> Result<StatusCode, Problem> {
+    let ip: Ipv4Addr = ip
+        .parse()
+        .map_err(|_| Problem::invalid(format!("`{ip}` is not an address"), "write it as 10.20.0.101"))?;
+    change(&*appliance, move |facts| edit::remove_lease(facts, ip)).await
+}
+
+async fn create_reservation<A: Appliance>(
+    State(appliance): State<Arc<A>>,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let reservation = read::<ReservationInput>(&body)?.build(appliance.world().facts.intent())?;
+    let mac = reservation.mac.to_string();
+    change(&*appliance, move |facts| edit::put_reservation(facts, reservation)).await?;
+    let made = ReservationView::all(&appliance.world()).into_iter().find(|view| view.mac == mac);
+    Ok((StatusCode::CREATED, Json(made)).into_response())
+}
+
+async fn delete_reservation<A: Appliance>(
+    State(appliance): State<Arc<A>>,
+    Path(mac): Path<String>,
+) -> Result<StatusCode, Problem> {
+    change(&*appliance, move |facts| edit::remove_reservation(facts, &mac)).await
+}
+
+async fn add_record<A: Appliance>(State(appliance): State<Arc<A>>, body: Bytes) -> Result<Response, Problem> {
+    let record = read::<RecordInput>(&body)?.build(&appliance.world().facts.intent().domain)?;
+    let (name, value) = (record.name.to_string(), record.data.to_string());
+    change(&*appliance, move |facts| edit::add_record(facts, record)).await?;
+    let made =
+        RecordView::all(&appliance.world()).into_iter().find(|view| view.name == name && view.value == value);
+    Ok((StatusCode::CREATED, Json(made)).into_response())
+}
+
+async fn delete_records<A: Appliance>(
+    State(appliance): State<Arc<A>>,
+    Path((name, rtype)): Path<(String, String)>,
+) -> Result<StatusCode, Problem> {
+    change(&*appliance, move |facts| edit::remove_records(facts, &name, &rtype)).await
+}
+
+async fn show_app<A: Appliance>(
+    State(appliance): State<Arc<A>>,
+    Path(name): Path<String>,
+) -> Answer<AppView> {
+    let world = appliance.world();
+    let app = world.app(&name).ok_or_else(|| Problem::absent("app", &name, "proximity app ls"))?;
+    Ok(Json(AppView::of(&world, &app)))
+}
+
+async fn create_forward<A: Appliance>(
+    State(appliance): State<Arc<A>>,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let forward = read::<ForwardInput>(&body)?.build()?;
+    let (protocol, port) = (forward.protocol.as_str(), forward.port);
+    change(&*appliance, move |facts| edit::put_forward(facts, forward)).await?;
+    let all = ForwardView::all(&appliance.world());
+    let made = all.into_iter().find(|view| view.protocol == protocol && view.port == port);
+    Ok((StatusCode::CREATED, Json(made)).into_response())
+}
+
+async fn delete_forward<A: Appliance>(
+    State(appliance): State<Arc<A>>,
+    Path((protocol, port)): Path<(String, String)>,
+) -> Result<StatusCode, Problem> {
+    let absent = || Problem::absent("forward", &format!("{protocol}/{port}"), "proximity forward ls");
+    let parsed = match protocol.as_str() {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        _ => return Err(absent()),
+    };
+    let port: u16 = port.parse().map_err(|_| absent())?;
+    change(&*appliance, move |facts| edit::remove_forward(facts, parsed, port)).await
+}
+
+async fn unknown_path(request: Request) -> Problem {
+    let detail = format!("there is nothing at {}", request.uri().path());
+    Problem::new(StatusCode::NOT_FOUND, detail, format!("the API is under {BASE}, such as {BASE}/status"))
+}
+
+async fn wrong_method(request: Request) -> Problem {
+    let detail = format!("{} is not done at {}", request.method(), request.uri().path());
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        detail,
+        "lists take GET and POST, single objects GET, PUT and DELETE",
+    )
+}
+
+fn page<T: Serialize>(items: Vec<T>) -> Json<Page<T>> {
+    Json(Page { total: items.len(), items })
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|error| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            format!("the body cannot be read: {error}"),
+            "send a JSON object",
+        )
+    })
+}
+
+fn find_vhost<A: Appliance>(appliance: &A, name: &str) -> Answer<VhostView> {
+    let found = VhostView::named(&appliance.world(), name);
+    found.map(Json).ok_or_else(|| Problem::absent("vhost", name, "proximity vhost ls"))
+}
+
+async fn change<A: Appliance>(
+    appliance: &A,
+    edit: impl FnOnce(&Facts) -> Result<Vec<Change>, Problem> + Send + 'static,
+) -> Result<StatusCode, Problem> {
+    appliance.edit(Box::new(edit)).await.map(|_| StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,482 @@
+//! What the API shows, made from the published world.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use proximity_table::{
+    App, AppState, Backend, BackendTarget, Forward, ForwardTarget, Health, HealthPolicy, HostKind, Lease,
+    LeaseState, Name, RecordType, Reservation, Route, Source, Timestamp, Vhost, World,
+};
+use serde::{Deserialize, Serialize};
+
+/// A list, and how many there are.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Page<T> {
+    /// The rows.
+    pub items: Vec<T>,
+    /// How many rows there are.
+    pub total: usize,
+}
+
+/// A virtual host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct VhostView {
+    pub app_name: String,
+    pub hostname: String,
+    pub aliases: Vec<String>,
+    pub backend_ip: Option<Ipv4Addr>,
+    pub backend_port: Option<u16>,
+    /// Every backend as it was asked for.
+    pub backends: Vec<String>,
+    pub protocol: String,
+    pub enabled: bool,
+    pub source: Source,
+    /// What a request meets: ready, starting, stopped or disabled.
+    pub verdict: String,
+    pub url: String,
+    pub health: HealthView,
+}
+
+/// What the probes of a vhost found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct HealthView {
+    pub state: String,
+    pub since: Option<String>,
+    pub reason: Option<String>,
+    pub uri: String,
+    pub interval: String,
+    pub timeout: String,
+    pub backends: Vec<CheckView>,
+}
+
+/// What the probes of one backend found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct CheckView {
+    pub backend: String,
+    pub state: String,
+    pub since: Option<String>,
+    pub reason: Option<String>,
+}
+
+/// A lease, or a reservation that has none.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct LeaseView {
+    pub ip: Ipv4Addr,
+    pub mac: String,
+    pub hostname: Option<String>,
+    pub client_id: Option<String>,
+    pub fqdn: Option<String>,
+    pub expires: Option<String>,
+    /// active, reserved, expired or declined.
+    pub state: String,
+    pub network: String,
+}
+
+/// A reservation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ReservationView {
+    pub network: String,
+    pub mac: String,
+    pub ip: Ipv4Addr,
+    pub hostname: Option<String>,
+    pub source: Source,
+}
+
+/// A DNS record.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct RecordView {
+    pub name: String,
+    #[serde(rename = "type")]
+    pub rtype: String,
+    pub value: String,
+    pub ttl: u32,
+    /// config, api, lease, or system for what follows from the configuration.
+    pub source: String,
+}
+
+/// A port forward.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ForwardView {
+    pub protocol: String,
+    pub port: u16,
+    pub to: String,
+    /// Where it leads now; absent while the app has no address.
+    pub target: Option<String>,
+    pub source: Source,
+}
+
+/// The joined row of an app.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct AppView {
+    pub name: String,
+    /// active, reserved, stopped or static.
+    pub state: String,
+    pub fqdn: Option<String>,
+    pub url: Option<String>,
+    pub ip: Option<Ipv4Addr>,
+    pub mac: Option<String>,
+    pub network: Option<String>,
+    pub lease_expires: Option<String>,
+    pub vhost: Option<VhostView>,
+    /// What needs attention, in words.
+    pub notes: Vec<String>,
+}
+
+/// A part of the appliance.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ServiceView {
+    pub name: String,
+    /// running, stopped, disabled or failed.
+    pub status: String,
+    pub healthy: bool,
+    pub detail: String,
+}
+
+/// How the appliance is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Status {
+    pub hostname: String,
+    pub version: String,
+    /// healthy or degraded.
+    pub health_status: String,
+    pub generation: u64,
+    pub uptime_seconds: u64,
+    /// Milliseconds from the start of the process to serving.
+    pub ready_after_ms: u64,
+    pub wan_interface: String,
+    pub wan_ip: Option<Ipv4Addr>,
+    pub lan_interface: String,
+    pub lan_ip: Ipv4Addr,
+    pub services: BTreeMap<String, bool>,
+    pub statistics: BTreeMap<String, u64>,
+    /// Counted drops and refusals by reason, those that never happened left out.
+    pub drops: BTreeMap<String, u64>,
+    /// What is wrong, in words.
+    pub problems: Vec<String>,
+    /// Where the configuration comes from.
+    pub config_file: String,
+    /// What is written in the file and waits for a restart.
+    pub needs_restart: Vec<String>,
+}
+
+/// What a reload did.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Reloaded {
+    pub generation: u64,
+    pub needs_restart: Vec<String>,
+}
+
+/// A moment as RFC 3339 in UTC; `None` for what never happens.
+pub fn rfc3339(at: Timestamp) -> Option<String> {
+    let seconds = i64::try_from(at.0).ok()?;
+    jiff::Timestamp::from_second(seconds).ok().map(|at| at.to_string())
+}
+
+impl VhostView {
+    /// Every vhost by app name, those made from leases too.
+    pub fn all(world: &World) -> Vec<VhostView> {
+        let asked = world
+            .facts
+            .intent()
+            .vhosts
+            .values()
+            .map(|(source, vhost)| VhostView::asked(world, *source, vhost));
+        let leased = world.routes.values().filter(|route| route.source == Source::Lease);
+        let mut views: Vec<VhostView> = asked.chain(leased.map(|route| VhostView::leased(route))).collect();
+        views.sort_by(|a, b| (&a.app_name, &a.hostname).cmp(&(&b.app_name, &b.hostname)));
+        views
+    }
+
+    /// The vhost of this name: one that was asked for before one made from a lease.
+    pub fn named(world: &World, name: &str) -> Option<VhostView> {
+        let name = name.to_ascii_lowercase();
+        let mut all = VhostView::all(world);
+        all.retain(|view| view.app_name == name || view.hostname == name);
+        all.sort_by_key(|view| (view.app_name != name, view.source == Source::Lease));
+        all.into_iter().next()
+    }
+
+    fn asked(world: &World, source: Source, vhost: &Vhost) -> VhostView {
+        let route =
+            world.route(&vhost.hostname.to_string()).filter(|route| *route.app == *vhost.app_name.as_str());
+        let first = route.and_then(|route| route.candidates.first()).map(|backend| backend.key.addr);
+        let port = vhost.backends.first().map(|target| match target {
+            BackendTarget::Address(addr) => addr.port(),
+            BackendTarget::App { port, .. } => *port,
+        });
+        VhostView {
+            app_name: vhost.app_name.to_string(),
+            hostname: vhost.hostname.to_string(),
+            aliases: vhost.aliases.iter().map(Name::to_string).collect(),
+            backend_ip: first.map(|addr| *addr.ip()),
+            backend_port: port,
+            backends: vhost.backends.iter().map(target_text).collect(),
+            protocol: vhost.protocol.as_str().to_owned(),
+            enabled: vhost.enabled,
+            source,
+            verdict: route.map_or("shadowed", |route| route.verdict.as_str()).to_owned(),
+            url: format!("http://{}", vhost.hostname),
+            health: HealthView::of(&vhost.health, route.map_or(&[], |route| &route.candidates)),
+        }
+    }
+
+    fn leased(route: &Route) -> VhostView {
+        let backend = route.usable().next().or(route.candidates.first()).map(|backend| backend.key.addr);
+        VhostView {
+            app_name: route.app.to_string(),
+            hostname: route.hostname.to_string(),
+            aliases: Vec::new(),
+            backend_ip: backend.map(|addr| *addr.ip()),
+            backend_port: backend.map(|addr| addr.port()),
+            backends: route.candidates.iter().map(|backend| backend.key.addr.to_string()).collect(),
+            protocol: route.protocol.as_str().to_owned(),
+            enabled: true,
+            source: Source::Lease,
+            verdict: route.verdict.as_str().to_owned(),
+            url: format!("http://{}", route.hostname),
+            health: HealthView::of(&route.health, &route.candidates),
+        }
+    }
+}
+
+impl HealthView {
+    fn of(policy: &HealthPolicy, backends: &[Backend]) -> HealthView {
+        let rank = |backend: &&Backend| match backend.state() {
+            proximity_table::HealthState::Healthy => 0,
+            proximity_table::HealthState::Unproven => 1,
+            proximity_table::HealthState::Unhealthy => 2,
+        };
+        let best = backends.iter().min_by_key(rank);
+        let health = best.and_then(|backend| backend.health.as_ref());
+        HealthView {
+            state: best.map(|backend| backend.state()).unwrap_or_default().as_str().to_owned(),
+            since: health.and_then(|health| rfc3339(health.since)),
+            reason: health.and_then(|health| health.reason.clone()),
+            uri: policy.uri.clone(),
+            interval: format!("{}s", policy.interval),
+            timeout: format!("{}s", policy.timeout),
+            backends: backends.iter().map(CheckView::of).collect(),
+        }
+    }
+}
+
+impl CheckView {
+    fn of(backend: &Backend) -> CheckView {
+        let health: Option<&Health> = backend.health.as_ref();
+        CheckView {
+            backend: backend.key.addr.to_string(),
+            state: backend.state().as_str().to_owned(),
+            since: health.and_then(|health| rfc3339(health.since)),
+            reason: health.and_then(|health| health.reason.clone()),
+        }
+    }
+}
+
+impl LeaseView {
+    /// Every lease by address, and the reservations without one.
+    pub fn all(world: &World) -> Vec<LeaseView> {
+        let intent = world.facts.intent();
+        let ledger = world.facts.ledger();
+        let leases = ledger.iter().map(|lease| LeaseView::of(world, lease));
+        let idle = intent.reservations.values().map(|(_, reservation)| reservation);
+        let idle = idle.filter(|reservation| ledger.at(reservation.ip).is_none());
+        let mut views: Vec<LeaseView> = leases.chain(idle.map(|r| LeaseView::reserved(world, r))).collect();
+        views.sort_by_key(|view| view.ip);
+        views
+    }
+
+    fn of(world: &World, lease: &Lease) -> LeaseView {
+        let reserved = world.facts.intent().reservation_at(lease.ip).is_some_and(|own| own.mac == lease.mac);
+        let state = match lease.state {
+            LeaseState::Bound => "active",
+            LeaseState::Declined => "declined",
+            _ if reserved => "reserved",
+            _ => "expired",
+        };
+        LeaseView {
+            ip: lease.ip,
+            mac: lease.mac.to_string(),
+            hostname: lease.hostname.as_ref().map(ToString::to_string),
+            client_id: lease
+                .client_id
+                .as_ref()
+                .map(|id| id.iter().map(|byte| format!("{byte:02x}")).collect()),
+            fqdn: world.host_at(lease.ip).map(|host| host.fqdn.to_string()),
+            expires: rfc3339(lease.expires),
+            state: state.to_owned(),
+            network: lease.network.to_string(),
+        }
+    }
+
+    fn reserved(world: &World, reservation: &Reservation) -> LeaseView {
+        LeaseView {
+            ip: reservation.ip,
+            mac: reservation.mac.to_string(),
+            hostname: reservation.hostname.as_ref().map(ToString::to_string),
+            client_id: None,
+            fqdn: world.host_at(reservation.ip).map(|host| host.fqdn.to_string()),
+            expires: None,
+            state: "reserved".to_owned(),
+            network: reservation.network.to_string(),
+        }
+    }
+}
+
+impl ReservationView {
+    /// Every reservation.
+    pub fn all(world: &World) -> Vec<ReservationView> {
+        let all = world.facts.intent().reservations.values();
+        all.map(|(source, reservation)| ReservationView {
+            network: reservation.network.to_string(),
+            mac: reservation.mac.to_string(),
+            ip: reservation.ip,
+            hostname: reservation.hostname.as_ref().map(ToString::to_string),
+            source: *source,
+        })
+        .collect()
+    }
+}
+
+impl RecordView {
+    /// Every record that is served, whoever made it.
+    pub fn all(world: &World) -> Vec<RecordView> {
+        let intent = world.facts.intent();
+        let mut views = Vec::new();
+        for ((name, rtype), (source, records)) in &intent.records {
+            views.extend(records.iter().map(|record| RecordView {
+                name: name.to_string(),
+                rtype: rtype.to_string(),
+                value: record.data.to_string(),
+                ttl: record.ttl,
+                source: source_text(*source).to_owned(),
+            }));
+        }
+        for (name, node) in world.zones.iter() {
+            for rrset in &node.rrsets {
+                let derived = |rtype: RecordType| {
+                    rrset.rtype == rtype.code() && !intent.records.contains_key(&(name.clone(), rtype))
+                };
+                let text = |data: &[u8]| match <[u8; 4]>::try_from(data) {
+                    Ok(octets) if rrset.rtype == RecordType::A.code() => {
+                        Some(Ipv4Addr::from(octets).to_string())
+                    }
+                    _ => Name::from_wire(data).map(|name| format!("{name}.")),
+                };
+                let Some(rtype) =
+                    [RecordType::A, RecordType::PTR, RecordType::NS].into_iter().find(|r| derived(*r))
+                else {
+                    continue;
+                };
+                let leased = rrset.expires != Timestamp::NEVER;
+                views.extend(rrset.rdata.iter().filter_map(|data| text(data)).map(|value| RecordView {
+                    name: name.to_string(),
+                    rtype: rtype.to_string(),
+                    value,
+                    ttl: rrset.ttl,
+                    source: if leased { "lease" } else { "system" }.to_owned(),
+                }));
+            }
+        }
+        views.sort_by(|a, b| (&a.name, &a.rtype, &a.value).cmp(&(&b.name, &b.rtype, &b.value)));
+        views
+    }
+}
+
+impl ForwardView {
+    /// Every port forward.
+    pub fn all(world: &World) -> Vec<ForwardView> {
+        let all = world.facts.intent().forwards.values();
+        all.map(|(source, forward)| ForwardView::of(world, *source, forward)).collect()
+    }
+
+    fn of(world: &World, source: Source, forward: &Forward) -> ForwardView {
+        let resolved = world
+            .forwards
+            .iter()
+            .find(|found| (found.protocol, found.port) == (forward.protocol, forward.port));
+        let to = match &forward.to {
+            ForwardTarget::Address(ip) => ip.to_string(),
+            ForwardTarget::App(name) => name.to_string(),
+        };
+        ForwardView {
+            protocol: forward.protocol.as_str().to_owned(),
+            port: forward.port,
+            to: format!("{to}:{}", forward.to_port),
+            target: resolved.map(|found| format!("{}:{}", found.ip, found.to_port)),
+            source,
+        }
+    }
+}
+
+impl AppView {
+    /// Every app by name.
+    pub fn all(world: &World) -> Vec<AppView> {
+        world.apps().iter().map(|app| AppView::of(world, app)).collect()
+    }
+
+    /// The joined row.
+    pub fn of(world: &World, app: &App) -> AppView {
+        let host = app.host.as_deref();
+        let vhost = app.route.as_ref().and_then(|route| match route.source {
+            Source::Lease => Some(VhostView::leased(route)),
+            _ => VhostView::named(world, &route.app),
+        });
+        let mut notes = Vec::new();
+        if let Some(host) = host.filter(|host| host.contenders > 0) {
+            let others = host.contenders;
+            notes.push(format!(
+                "{others} more on {} call themselves {}: rename them",
+                host.network.name, host.label
+            ));
+        }
+        if app.state() == AppState::Stopped {
+            notes.push("it holds no lease: start the container".to_owned());
+        }
+        if let Some(reason) =
+            vhost.as_ref().filter(|v| v.health.state != "healthy").and_then(|v| v.health.reason.clone())
+        {
+            notes.push(reason);
+        }
+        AppView {
+            name: app.name.to_string(),
+            state: app.state().as_str().to_owned(),
+            fqdn: host.map(|host| host.fqdn.to_string()),
+            url: vhost.as_ref().map(|vhost| vhost.url.clone()),
+            ip: host.map(|host| host.ip),
+            mac: host.and_then(|host| host.mac).map(|mac| mac.to_string()),
+            network: host.map(|host| host.network.name.to_string()),
+            lease_expires: host
+                .filter(|host| host.kind != HostKind::Appliance)
+                .and_then(|host| host.lease.as_ref())
+                .and_then(|lease| rfc3339(lease.expires)),
+            vhost,
+            notes,
+        }
+    }
+}
+
+fn target_text(target: &BackendTarget) -> String {
+    match target {
+        BackendTarget::Address(addr) => addr.to_string(),
+        BackendTarget::App { name, port } => format!("{name}:{port}"),
+    }
+}
+
+fn source_text(source: Source) -> &'static str {
+    match source {
+        Source::Config => "config",
+        Source::Api => "api",
+        Source::Lease => "lease",
+    }
+}
