@@ -8,6 +8,7 @@ pub mod link_watch;
 pub mod links;
 mod netlink;
 pub mod nft;
+mod nft_elements;
 mod nft_encode;
 mod nft_socket;
 mod nft_verify;

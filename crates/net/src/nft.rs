@@ -1,10 +1,11 @@
 //! The kernel's firewall: replaces, changes, reads and removes our one table. Never touches another.
 
 use crate::netlink::{Attributes, Message, Received};
-use crate::nft_encode::{
-    self, Counter, Element, FAMILY, NFTA_DATA_VALUE, NFTA_LIST_ELEM, NFTA_RULE_USERDATA, NFTA_SET_ELEM_FLAGS,
-    NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_LIST_ELEMENTS, Step,
+use crate::nft_elements::{
+    Element, NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE, elements,
+    read_elements, read_userdata,
 };
+use crate::nft_encode::{self, Counter, FAMILY, Step};
 use crate::nft_socket::{NftError, NftSocket};
 use crate::nft_verify::{Divergence, KernelChain, KernelRule, KernelSet, KernelTable, compare};
 use crate::ruleset::{LEASED, Ruleset};
@@ -25,6 +26,7 @@ const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
 const NFTA_RULE_HANDLE: u16 = 3;
 const NFTA_RULE_EXPRESSIONS: u16 = 4;
+const NFTA_RULE_USERDATA: u16 = 7;
 const NFTA_EXPR_NAME: u16 = 1;
 const NFTA_EXPR_DATA: u16 = 2;
 const NFTA_COUNTER_BYTES: u16 = 1;
@@ -33,8 +35,6 @@ const NFTA_SET_TABLE: u16 = 1;
 const NFTA_SET_NAME: u16 = 2;
 const NFTA_SET_FLAGS: u16 = 3;
 const NFTA_SET_KEY_LEN: u16 = 5;
-const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
-const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 
 /// Sequence numbers one request may use up, retries included.
 const SEQUENCES_PER_DUMP: u32 = 64;
@@ -87,8 +87,8 @@ impl Nft {
         // Without the old counts nothing is lost but the counts.
         let counters = self.counters(&ruleset.table).unwrap_or_default();
         let mut steps = nft_encode::replace_table(ruleset, &counters);
-        let elements: Vec<_> = leased.into_iter().map(Element::address).collect();
-        steps.extend(nft_encode::elements(libc::NFT_MSG_NEWSETELEM, &ruleset.table, LEASED, &elements));
+        let leased: Vec<_> = leased.into_iter().map(Element::address).collect();
+        steps.extend(elements(libc::NFT_MSG_NEWSETELEM, &ruleset.table, LEASED, &leased));
         self.transact(steps)
     }
 
@@ -103,16 +103,16 @@ impl Nft {
         add: &[Ipv4Addr],
         remove: &[Ipv4Addr],
     ) -> Result<(), NftError> {
-        let elements = |addresses: &[Ipv4Addr]| {
+        let distinct = |addresses: &[Ipv4Addr]| {
             let distinct: BTreeSet<_> = addresses.iter().copied().collect();
             distinct.into_iter().map(Element::address).collect::<Vec<_>>()
         };
-        let (add, remove) = (elements(add), elements(remove));
-        let mut steps = nft_encode::elements(libc::NFT_MSG_NEWSETELEM, table, LEASED, &add);
+        let (add, remove) = (distinct(add), distinct(remove));
+        let mut steps = elements(libc::NFT_MSG_NEWSETELEM, table, LEASED, &add);
         // Deleting what is not there would fail the whole transaction: each goes in before it goes out,
         // in the same message order so that a split transaction stays correct.
-        let ensure = nft_encode::elements(libc::NFT_MSG_NEWSETELEM, table, LEASED, &remove);
-        let delete = nft_encode::elements(libc::NFT_MSG_DELSETELEM, table, LEASED, &remove);
+        let ensure = elements(libc::NFT_MSG_NEWSETELEM, table, LEASED, &remove);
+        let delete = elements(libc::NFT_MSG_DELSETELEM, table, LEASED, &remove);
         steps.extend(ensure.into_iter().zip(delete).flat_map(|(ensure, delete)| [ensure, delete]));
         self.transact(steps)
     }
@@ -244,8 +244,7 @@ fn read_rule(message: &Received<'_>, table: &str) -> Option<KernelRule> {
     if attributes.string(NFTA_RULE_TABLE)? != table {
         return None;
     }
-    let (id, fingerprint) =
-        nft_encode::read_userdata(attributes.find(NFTA_RULE_USERDATA).unwrap_or_default());
+    let (id, fingerprint) = read_userdata(attributes.find(NFTA_RULE_USERDATA).unwrap_or_default());
     let mut expressions = Attributes::nested(attributes.find(NFTA_RULE_EXPRESSIONS).unwrap_or_default());
     let counter = expressions.find_map(|(_, expression)| {
         let expression = Attributes::nested(expression);
@@ -275,15 +274,4 @@ fn read_set(message: &Received<'_>, table: &str) -> Option<KernelSet> {
         key_len: attributes.u32(NFTA_SET_KEY_LEN).unwrap_or_default(),
         elements: BTreeSet::new(),
     })
-}
-
-fn read_elements(list: &[u8]) -> Vec<Element> {
-    let element = |(kind, item): (u16, _)| {
-        let item = Attributes::nested(item);
-        let key = Attributes::nested(item.find(NFTA_SET_ELEM_KEY)?).find(NFTA_DATA_VALUE)?;
-        let flags = item.u32(NFTA_SET_ELEM_FLAGS).unwrap_or_default();
-        let interval_end = flags & libc::NFT_SET_ELEM_INTERVAL_END as u32 != 0;
-        (kind == NFTA_LIST_ELEM).then(|| Element { key: key.to_vec(), interval_end })
-    };
-    Attributes::nested(list).filter_map(element).collect()
 }

@@ -1,6 +1,7 @@
 //! Kernel table against planned table. Pure.
 
-use crate::nft_encode::{Counter, Element, planned_elements};
+use crate::nft_elements::{Element, planned_elements};
+use crate::nft_encode::Counter;
 use crate::ruleset::{Chain, Ruleset, SetContent};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -3,7 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-/// Routing between interfaces.
+/// Routing between interfaces. Nothing else is needed: reverse path filters of either kind suit our
+/// topology, and the kernel itself holds back ICMP redirects on translated connections.
 pub const IP_FORWARD: &str = "net.ipv4.ip_forward";
 
 /// A setting could not be read or written.
