@@ -112,12 +112,9 @@ impl DnsServer {
 
     /// Asks upstreams and completes the reply.
     pub(crate) async fn forward(&self, pending: Pending) -> Vec<u8> {
-        self.stats.forwarded();
         let forwarder = self.forwarder.load_full();
-        let (reply, rcode, reached) = forwarder.complete(&pending.partial, &pending.foreign).await;
-        if !reached {
-            self.stats.upstream_failure();
-        }
+        let (reply, rcode, origin) = forwarder.complete(&pending.partial, &pending.foreign).await;
+        self.stats.forwarded(origin);
         self.stats.answer(rcode);
         reply
     }

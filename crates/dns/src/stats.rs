@@ -1,5 +1,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::forward::Origin;
 use crate::query::{DropReason, Malformed};
 use crate::reply::Rcode;
 
@@ -11,6 +12,7 @@ pub struct DnsStats {
     malformed: [AtomicU64; Malformed::ALL.len()],
     drops: [AtomicU64; DropReason::ALL.len()],
     forwarded: AtomicU64,
+    cache_hits: AtomicU64,
     upstream_failures: AtomicU64,
     overloaded: AtomicU64,
     tcp_connections: AtomicU64,
@@ -44,8 +46,10 @@ pub struct DnsSnapshot {
     pub malformed: Vec<(&'static str, u64)>,
     /// Messages not answered, by reason.
     pub drops: Vec<(&'static str, u64)>,
-    /// Questions handed to the forwarder, found in its cache or not.
+    /// Questions about names of others.
     pub forwarded: u64,
+    /// Of those, the ones answered from the cache.
+    pub cache_hits: u64,
     /// Of those, the ones that no upstream answered.
     pub upstream_failures: u64,
     /// Questions answered SERVFAIL because too many others were under way.
@@ -70,6 +74,7 @@ impl DnsStats {
             malformed: named(&Malformed::ALL.map(Malformed::as_str), &self.malformed),
             drops: named(&DropReason::ALL.map(DropReason::as_str), &self.drops),
             forwarded: get(&self.forwarded),
+            cache_hits: get(&self.cache_hits),
             upstream_failures: get(&self.upstream_failures),
             overloaded: get(&self.overloaded),
             tcp_connections: get(&self.tcp_connections),
@@ -96,12 +101,13 @@ impl DnsStats {
         add(&self.drops[reason as usize]);
     }
 
-    pub(crate) fn forwarded(&self) {
+    pub(crate) fn forwarded(&self, origin: Origin) {
         add(&self.forwarded);
-    }
-
-    pub(crate) fn upstream_failure(&self) {
-        add(&self.upstream_failures);
+        match origin {
+            Origin::Cache => add(&self.cache_hits),
+            Origin::Failure => add(&self.upstream_failures),
+            Origin::Upstream | Origin::Nobody => {}
+        }
     }
 
     pub(crate) fn overloaded(&self) {
@@ -128,6 +134,7 @@ impl DnsSnapshot {
         self.tcp_queries += other.tcp_queries;
         self.process_queries += other.process_queries;
         self.forwarded += other.forwarded;
+        self.cache_hits += other.cache_hits;
         self.upstream_failures += other.upstream_failures;
         self.overloaded += other.overloaded;
         self.tcp_connections += other.tcp_connections;

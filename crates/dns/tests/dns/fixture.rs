@@ -91,7 +91,9 @@ pub fn world_with(more: &[(&str, &str, &str)]) -> World {
         isolate_management: true,
         wan_dns: false,
     };
-    for (name, rtype, value) in RECORDS.iter().chain(more) {
+    let long = "l".repeat(3000);
+    let long = [("long", "TXT", long.as_str())];
+    for (name, rtype, value) in RECORDS.iter().chain(more).chain(&long) {
         let name = Name::relative(name, &domain).unwrap();
         let data = RecordData::parse(rtype, value, &domain).unwrap();
         let entry = intent.records.entry((name.clone(), data.rtype()));

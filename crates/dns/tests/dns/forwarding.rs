@@ -48,6 +48,19 @@ fn internet(query: &Message, mut reply: Message, tcp: bool) -> Option<Message> {
             let strings = (0..12).map(|_| "z".repeat(200)).collect();
             reply.add_answer(Record::from_rdata(name("big.example.com."), 40, RData::TXT(TXT::new(strings))));
         }
+        "half.example.com." => {
+            reply.add_answer(Record::from_rdata(
+                name("half.example.com."),
+                86_000,
+                RData::CNAME(CNAME(name("example.com."))),
+            ));
+            reply.add_authority(soa);
+        }
+        "inward.example.com." => {
+            let target = RData::CNAME(CNAME(name("nginx.prox.local.")));
+            reply.metadata.response_code = ResponseCode::NXDomain;
+            reply.add_answer(Record::from_rdata(name("inward.example.com."), 90, target));
+        }
         "broken.example.com." => reply.metadata.response_code = ResponseCode::ServFail,
         _ => return None,
     }
@@ -67,7 +80,7 @@ async fn an_answer_is_asked_for_once() {
         assert!(reply.answers[0].ttl <= 40 && reply.answers[0].ttl >= 35, "{reply}");
     }
     assert_eq!(upstream.asked(), (1, 0));
-    assert_eq!(stats.snapshot().forwarded, 5);
+    assert_eq!((stats.snapshot().forwarded, stats.snapshot().cache_hits), (5, 4));
 }
 
 #[tokio::test]
@@ -103,6 +116,51 @@ async fn nothing_is_remembered_too() {
     assert_eq!(upstream.asked(), (2, 0));
     assert_eq!(stats.snapshot().answered(Rcode::NxDomain), 3);
     assert_eq!(stats.snapshot().upstream_failures, 0);
+}
+
+/// RFC 2308 §2.2.1: an alias whose target lacks the type is a NODATA answer, which is kept as long as its SOA
+/// record says, not as long as the alias would be.
+#[tokio::test]
+async fn an_alias_to_nothing_is_a_negative_answer() {
+    let upstream = ScriptedUpstream::start(internet).await;
+    let (server, _) = server(&[upstream.addr]);
+    for _ in 0..2 {
+        let reply = resolve(&server, APP, &query("half.example.com.", RecordType::AAAA)).await;
+        assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
+        assert_eq!((reply.answers.len(), reply.authorities.len()), (1, 1), "{reply}");
+        assert!(reply.answers[0].ttl <= 30 && reply.authorities[0].ttl <= 30, "{reply}");
+    }
+    assert_eq!(upstream.asked(), (1, 0));
+}
+
+/// A name of others that points to one of ours: ours is not asked for upstream, and a stranger's zone does not
+/// get to hand out our addresses (DNS rebinding).
+#[tokio::test]
+async fn aliases_into_our_zones_are_not_followed() {
+    let upstream = ScriptedUpstream::start(internet).await;
+    let (server, _) = server(&[upstream.addr]);
+    let reply = resolve(&server, APP, &query("inward.example.com.", RecordType::A)).await;
+    assert_eq!(lines(&reply.answers), ["inward.example.com. 0 CNAME nginx.prox.local."]);
+    assert_eq!(upstream.asked(), (1, 0));
+}
+
+/// The bound on questions under way holds, and what is over it is told so at once.
+#[tokio::test]
+async fn too_many_questions_are_turned_away() {
+    let silent = ScriptedUpstream::start(|_, _, _| None).await;
+    let (server, stats) = server(&[silent.addr]);
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..1100 {
+        let server = server.clone();
+        waiting.spawn(async move { resolve(&server, APP, &query("example.com.", RecordType::A)).await });
+    }
+    while let Some(reply) = waiting.join_next().await {
+        assert_eq!(reply.unwrap().metadata.response_code, ResponseCode::ServFail);
+    }
+    let counted = stats.snapshot();
+    assert_eq!((counted.overloaded, counted.upstream_failures), (76, 1024));
+    let reply = resolve(&server, APP, &query("nginx.prox.local.", RecordType::A)).await;
+    assert_eq!(reply.answers.len(), 1);
 }
 
 /// RFC 7766 §5: a truncated answer is fetched again over TCP; whoever asked over UDP is told to do the same.

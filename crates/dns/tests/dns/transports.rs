@@ -79,6 +79,27 @@ async fn udp_answers_our_names_and_others() {
     assert_eq!((counted.udp_queries, counted.forwarded), (2, 1));
 }
 
+/// RFC 2181 §9, RFC 6891 §7: a long answer of others is truncated to what the client takes.
+#[tokio::test]
+async fn long_answers_of_others_are_truncated_over_udp() {
+    let upstream = ScriptedUpstream::start(|query, mut reply, _| {
+        for last in 0..60 {
+            reply.add_answer(a(&query.queries[0].name().to_string(), 40, [203, 0, 113, last]));
+        }
+        Some(reply)
+    })
+    .await;
+    let running = run(server(&[upstream.addr])).await;
+    let asked = query("many.example.com.", RecordType::A);
+    let reply = over_udp(running.addr, &asked.to_vec().unwrap()).await;
+    assert!(reply.metadata.truncation && reply.answers.is_empty() && reply.queries.len() == 1, "{reply}");
+    let reply = over_udp(running.addr, &with_edns(asked.clone(), 1232).to_vec().unwrap()).await;
+    assert!(!reply.metadata.truncation && reply.answers.len() == 60 && reply.edns.is_some());
+    let mut stream = TcpStream::connect(running.addr).await.unwrap();
+    write_framed(&mut stream, &asked).await;
+    assert_eq!(read_framed(&mut stream).await.answers.len(), 60);
+}
+
 #[tokio::test]
 async fn bursts_are_answered_in_full() {
     let running = run(server(&[])).await;
@@ -231,9 +252,12 @@ async fn dig_is_content() {
         assert!(text.contains("status: NXDOMAIN") && text.contains("hostmaster.prox.local."), "{text}");
         let text = dig(&running, &["prox.local", "CAA", "+short", transport]).await;
         assert_eq!(text, "0 issue \"letsencrypt.org\"\n");
+        // Over UDP dig is told to come back, and does.
+        let text = dig(&running, &["long.prox.local", "TXT", transport]).await;
+        assert!(text.contains("ANSWER: 1,") && text.contains("(TCP)"), "{text}");
         let text = dig(&running, &["nginx.prox.local", "+edns=1", "+noednsnegotiation", transport]).await;
         assert!(text.contains("status: BADVERS"), "{text}");
     }
     let counted = running.stats.snapshot();
-    assert_eq!((counted.udp_queries, counted.tcp_queries), (5, 5));
+    assert_eq!((counted.udp_queries, counted.tcp_queries), (6, 7));
 }
