@@ -1,1 +1,37 @@
 //! Reverse proxy: Host to vhost to backend, health, pages and access log.
+//!
+//! The pure modules decide (`host`, `framing`, `headers`, `pages`, `health`, `balance`, `targets`); the
+//! shells move bytes (`server`, `connection`, `forward`, `body`, `pool`, `prober`, `access_writer`). A data
+//! thread owns its listeners, its upstream connections and its log buffer, and reads one world per request;
+//! it shares nothing that it would have to lock.
+
+#![forbid(unsafe_code)]
+
+mod access;
+mod access_writer;
+mod balance;
+mod body;
+mod clock;
+mod connection;
+mod escape;
+mod forward;
+mod framing;
+mod headers;
+mod health;
+mod host;
+mod pages;
+mod pool;
+mod prober;
+mod server;
+mod stats;
+mod targets;
+
+pub use access_writer::{AccessLog, AccessLogCounts, AccessSink};
+pub use framing::{Framing, Refused};
+pub use headers::{Forwarding, rewrite_request, strip_hop_by_hop, upgrade_requested};
+pub use health::{Monitor, Outcome};
+pub use host::{HostError, Target, normalise, target};
+pub use pages::{AppLink, Inside, Page};
+pub use prober::{HealthReport, probe};
+pub use server::{DataPlane, Settings, Snapshot, listen};
+pub use stats::{Counters, Reason, Totals};

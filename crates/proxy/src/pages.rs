@@ -1,0 +1,302 @@
+use std::fmt::Write;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+
+use crate::Reason;
+use crate::escape::{html, push_json};
+
+/// Seconds after which a browser asks a starting app again.
+const REFRESH: &str = "2";
+
+/// The answer to a request that no backend gets: what happened, why, and what to do.
+#[derive(Clone, Debug)]
+pub struct Page<'a> {
+    /// What happened.
+    pub reason: Reason,
+    /// The host that was asked for; only what the client itself wrote.
+    pub host: &'a str,
+    /// For a client inside an app network: what others do not learn.
+    pub inside: Option<Inside>,
+}
+
+/// What only clients in the app networks are told.
+#[derive(Clone, Debug, Default)]
+pub struct Inside {
+    /// What was seen of the app, e.g. by the last probe.
+    pub detail: Option<String>,
+    /// Apps to go to instead.
+    pub apps: Vec<AppLink>,
+}
+
+/// An app in the list of an unknown-host page.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AppLink {
+    /// Its name.
+    pub name: String,
+    /// Its host name.
+    pub host: String,
+}
+
+struct Words {
+    status: StatusCode,
+    title: &'static str,
+    why: &'static str,
+    advice: &'static str,
+}
+
+impl Page<'_> {
+    /// The response: `application/problem+json` (RFC 9457) for a client that accepts JSON and not HTML,
+    /// else HTML.
+    pub fn render(&self, headers: &HeaderMap) -> Response<Bytes> {
+        let words = words(self.reason);
+        let as_json = wants_json(headers.get(http::header::ACCEPT));
+        let body = if as_json { self.problem(&words) } else { self.html(&words).into_bytes() };
+        let mut response = Response::new(Bytes::from(body));
+        *response.status_mut() = words.status;
+        let kind = if as_json { "application/problem+json" } else { "text/html; charset=utf-8" };
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.reason == Reason::Starting {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(REFRESH));
+        }
+        if self.reason == Reason::ConnectMethod {
+            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS"));
+        }
+        response
+    }
+
+    fn html(&self, words: &Words) -> String {
+        let mut page = String::with_capacity(2048);
+        page.push_str("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n");
+        page.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
+        if self.reason == Reason::Starting {
+            let _ = writeln!(page, "<meta http-equiv=\"refresh\" content=\"{REFRESH}\">");
+        }
+        let _ = writeln!(page, "<title>{}</title>", words.title);
+        page.push_str(STYLE);
+        let _ = writeln!(page, "</head>\n<body>\n<main>\n<p class=\"code\">{}</p>", words.status.as_u16());
+        let _ = writeln!(page, "<h1>{}</h1>", words.title);
+        if !self.host.is_empty() {
+            let _ = writeln!(page, "<p class=\"host\">{}</p>", html(self.host));
+        }
+        let _ = writeln!(page, "<p>{}</p>\n<p>{}</p>", words.why, words.advice);
+        if let Some(inside) = &self.inside {
+            if let Some(detail) = &inside.detail {
+                let _ = writeln!(page, "<p class=\"detail\">{}</p>", html(detail));
+            }
+            if !inside.apps.is_empty() {
+                page.push_str("<h2>Apps</h2>\n<ul>\n");
+                for app in &inside.apps {
+                    let (name, host) = (html(&app.name), html(&app.host));
+                    let _ =
+                        writeln!(page, "<li><a href=\"http://{host}/\">{name}</a> <span>{host}</span></li>");
+                }
+                page.push_str("</ul>\n");
+            }
+        }
+        page.push_str("</main>\n</body>\n</html>\n");
+        page
+    }
+
+    fn problem(&self, words: &Words) -> Vec<u8> {
+        let mut json = Vec::with_capacity(512);
+        let field = |json: &mut Vec<u8>, name: &str, value: &str| {
+            json.push(b',');
+            push_json(json, name.as_bytes());
+            json.push(b':');
+            push_json(json, value.as_bytes());
+        };
+        json.extend_from_slice(format!("{{\"status\":{}", words.status.as_u16()).as_bytes());
+        field(&mut json, "title", words.title);
+        field(&mut json, "detail", words.why);
+        field(&mut json, "hint", words.advice);
+        field(&mut json, "reason", self.reason.as_str());
+        field(&mut json, "host", self.host);
+        if let Some(inside) = &self.inside {
+            if let Some(detail) = &inside.detail {
+                field(&mut json, "seen", detail);
+            }
+            if !inside.apps.is_empty() {
+                json.extend_from_slice(b",\"apps\":[");
+                for (at, app) in inside.apps.iter().enumerate() {
+                    json.extend_from_slice(if at == 0 { b"{\"name\":" } else { b",{\"name\":" });
+                    push_json(&mut json, app.name.as_bytes());
+                    field(&mut json, "host", &app.host);
+                    json.push(b'}');
+                }
+                json.push(b']');
+            }
+        }
+        json.extend_from_slice(b"}\n");
+        json
+    }
+}
+
+fn wants_json(accept: Option<&HeaderValue>) -> bool {
+    let Some(accept) = accept.and_then(|accept| accept.to_str().ok()) else { return false };
+    accept.contains("json") && !accept.contains("text/html")
+}
+
+fn words(reason: Reason) -> Words {
+    let (status, title, why, advice) = match reason {
+        Reason::UnknownHost => (
+            404,
+            "No app answers to this name",
+            "The name leads to this appliance, but no app has it.",
+            "Check the spelling of the address. A new app appears here as soon as its container has an address.",
+        ),
+        Reason::Stopped => (
+            503,
+            "This app is stopped",
+            "The app is known, but its container is not on the network: it has no address at the moment.",
+            "Start the container, then load this page again.",
+        ),
+        Reason::Starting => (
+            503,
+            "This app is starting",
+            "The container is on the network, and its web server has not answered yet.",
+            "This page loads itself again every few seconds. If it stays, look into the log of the app.",
+        ),
+        Reason::Disabled => (
+            503,
+            "This app is switched off",
+            "The administrator has disabled this address.",
+            "Ask the administrator of this network to enable it.",
+        ),
+        Reason::BackendRefused => (
+            502,
+            "The app does not accept connections",
+            "The container is there, and nothing in it listens on the expected port.",
+            "Check that the app's web server runs and on which port, then load this page again.",
+        ),
+        Reason::BackendTimedOut => (
+            504,
+            "The app does not respond",
+            "No connection to the container came about in time.",
+            "Check that the container runs and that its firewall lets this appliance in.",
+        ),
+        Reason::BackendBroke => (
+            502,
+            "The app broke off",
+            "The app closed the connection without a valid answer.",
+            "Load the page again. If it happens again, look into the log of the app.",
+        ),
+        Reason::BackendProtocol => (
+            502,
+            "The app's protocol is not supported",
+            "The address is set up for a backend protocol that this version does not speak yet.",
+            "Ask the administrator to set the protocol to \u{201c}http\u{201d}.",
+        ),
+        Reason::ConnectMethod => (
+            405,
+            "Method not allowed",
+            "CONNECT asks for a tunnel, and this is not a forward proxy.",
+            "Remove this appliance from the proxy settings of the client.",
+        ),
+        Reason::MissingHost => (
+            400,
+            "Bad request",
+            "The request has no Host header, so no app can be found for it.",
+            "Send exactly one Host header.",
+        ),
+        Reason::DuplicateHost => (
+            400,
+            "Bad request",
+            "The request has more than one Host header.",
+            "Send exactly one Host header.",
+        ),
+        Reason::InvalidHost | Reason::InvalidTarget => (
+            400,
+            "Bad request",
+            "The host of the request is not a name with an optional port.",
+            "Send a Host such as \u{201c}app.prox.local\u{201d}.",
+        ),
+        _ => (400, "Bad request", "The request could not be understood.", "Send a valid HTTP/1.1 request."),
+    };
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
+    Words { status, title, why, advice }
+}
+
+const STYLE: &str = "<style>
+:root { color-scheme: light dark; --back: #f6f7f9; --fore: #1c2330; --dim: #667085; --line: #d9dde5; }
+@media (prefers-color-scheme: dark) { :root { --back: #12161d; --fore: #e6e9ef; --dim: #98a2b3; --line: #2b3340; } }
+body { margin: 0; background: var(--back); color: var(--fore); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 34rem; margin: 15vh auto 2rem; padding: 0 1.5rem; }
+h1 { margin: 0 0 .5rem; font-size: 1.6rem; line-height: 1.2; }
+h2 { margin: 2rem 0 .5rem; font-size: 1.1rem; }
+.code, .host, li span { margin: 0; color: var(--dim); font-family: ui-monospace, monospace; }
+.host, .detail, li { overflow-wrap: anywhere; }
+.detail { padding: .5rem .75rem; border: 1px solid var(--line); border-radius: .4rem; }
+ul { margin: 0; padding: 0; list-style: none; }
+li { padding: .35rem 0; border-top: 1px solid var(--line); }
+a { color: inherit; }
+</style>
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(reason: Reason, inside: Option<Inside>) -> Page<'static> {
+        Page { reason, host: "<b>.prox.local", inside }
+    }
+
+    fn render(page: &Page<'_>, accept: &str) -> (Response<Bytes>, String) {
+        let mut headers = HeaderMap::new();
+        headers.insert(http::header::ACCEPT, accept.parse().unwrap());
+        let response = page.render(&headers);
+        let text = String::from_utf8(response.body().to_vec()).unwrap();
+        (response, text)
+    }
+
+    fn inside() -> Option<Inside> {
+        let apps = vec![AppLink { name: "wiki".into(), host: "wiki.prox.local".into() }];
+        Some(Inside { detail: Some("10.20.0.9 <refused>".into()), apps })
+    }
+
+    #[test]
+    fn apps_and_details_are_for_insiders_only() {
+        for accept in ["text/html", "application/json"] {
+            let (_, outside) = render(&page(Reason::UnknownHost, None), accept);
+            assert!(!outside.contains("wiki") && !outside.contains("10.20.0.9"), "{outside}");
+            let (_, within) = render(&page(Reason::UnknownHost, inside()), accept);
+            assert!(within.contains("wiki.prox.local") && within.contains("10.20.0.9"), "{within}");
+        }
+    }
+
+    #[test]
+    fn pages_say_what_to_do_and_cannot_be_injected_into() {
+        for reason in Reason::ALL {
+            let (response, text) = render(&page(reason, inside()), "text/html,application/xhtml+xml");
+            assert!(response.status().is_client_error() || response.status().is_server_error());
+            assert!(text.starts_with("<!doctype html>") && text.ends_with("</html>\n"));
+            assert!(!text.contains("<b>") && !text.contains("<refused>"), "{text}");
+            assert_eq!(text.matches("<p>").count(), 2);
+        }
+    }
+
+    #[test]
+    fn a_starting_app_asks_to_come_back() {
+        let (response, text) = render(&page(Reason::Starting, None), "text/html");
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()["retry-after"], "2");
+        assert!(text.contains("http-equiv=\"refresh\""));
+        assert!(!render(&page(Reason::Stopped, None), "text/html").1.contains("http-equiv"));
+    }
+
+    #[test]
+    fn api_clients_get_a_problem_document() {
+        let (response, text) = render(&page(Reason::BackendTimedOut, inside()), "application/json");
+        assert_eq!(response.headers()["content-type"], "application/problem+json");
+        let problem: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(problem["status"], 504);
+        assert_eq!(problem["reason"], "backend_timed_out");
+        assert_eq!(problem["host"], "<b>.prox.local");
+        assert_eq!(problem["apps"][0]["host"], "wiki.prox.local");
+        let (response, _) = render(&page(Reason::Stopped, None), "*/*");
+        assert_eq!(response.headers()["content-type"], "text/html; charset=utf-8");
+    }
+}

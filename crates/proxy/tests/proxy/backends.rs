@@ -1,0 +1,153 @@
+use std::net::{SocketAddr, SocketAddrV4, TcpListener};
+
+use proximity_proxy::Reason;
+use proximity_table::BackendProtocol;
+
+use crate::support::{Backend, Proxy, Table, vhost};
+
+/// An address on which nothing listens.
+fn nobody() -> SocketAddrV4 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let SocketAddr::V4(addr) = listener.local_addr().unwrap() else { unreachable!() };
+    addr
+}
+
+#[test]
+fn headers_are_rebuilt_for_the_backend_and_stripped_for_the_client() {
+    let backend = Backend::script(|mut conn| {
+        while conn.request().is_some() {
+            conn.write(
+                "HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Secret\r\nX-Secret: 1\r\nKeep-Alive: timeout=5\r\n\
+                 Set-Cookie: a=1\r\nSet-Cookie: b=2\r\nContent-Length: 0\r\n\r\n",
+            );
+        }
+    });
+    let proxy = Proxy::start(&Table::of(vec![vhost("wiki", &[backend.addr])]));
+    let mut client = proxy.connect();
+    client.send(
+        "GET /a HTTP/1.1\r\nHost: Wiki.prox.local:80\r\nX-Forwarded-For: 6.6.6.6\r\nX-Real-IP: 6.6.6.6\r\n\
+         X-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\nForwarded: for=6.6.6.6\r\nConnection: keep-alive, X-Hop\r\n\
+         X-Hop: 1\r\nTE: trailers\r\nUpgrade: h2c\r\nCookie: c=1\r\nAuthorization: Basic eA==\r\n\r\n",
+    );
+    let response = client.response();
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("set-cookie"), ["a=1", "b=2"]);
+    for name in ["x-secret", "keep-alive", "connection"] {
+        assert!(response.header(name).is_empty(), "{name}: {response:?}");
+    }
+    let request = backend.requests().remove(0);
+    assert_eq!(request.header("host"), [backend.addr.to_string()]);
+    assert_eq!(request.header("x-real-ip"), ["127.0.0.1"]);
+    assert_eq!(request.header("x-forwarded-for"), ["127.0.0.1"]);
+    assert_eq!(request.header("x-forwarded-proto"), ["http"]);
+    assert_eq!(request.header("x-forwarded-host"), ["Wiki.prox.local:80"]);
+    assert_eq!(request.header("cookie"), ["c=1"]);
+    assert_eq!(request.header("authorization"), ["Basic eA=="]);
+    for name in ["forwarded", "connection", "x-hop", "te", "upgrade"] {
+        assert!(request.header(name).is_empty(), "{name}: {request:?}");
+    }
+}
+
+#[test]
+fn several_backends_take_turns_and_a_dead_one_is_passed_over() {
+    let (one, two) = (Backend::answering("1"), Backend::answering("2"));
+    let table = Table::of(vec![
+        vhost("both", &[one.addr, two.addr]),
+        vhost("half", &[nobody(), two.addr]),
+        vhost("none", &[nobody()]),
+    ]);
+    let proxy = Proxy::start(&table);
+    let answers: String = (0..6).map(|_| proxy.get("both.prox.local", "/").text()).collect();
+    assert_eq!(answers, "121212");
+    for _ in 0..4 {
+        assert_eq!(proxy.get("half.prox.local", "/").text(), "2");
+    }
+    let page = proxy.get("none.prox.local", "/");
+    assert_eq!((page.status, proxy.count(Reason::BackendRefused)), (502, 1));
+    assert!(page.text().contains("does not accept connections"));
+    assert!(!page.text().contains("127.0.0.1"), "internals shown to a stranger: {}", page.text());
+}
+
+#[test]
+fn an_answer_that_is_none_gives_a_page() {
+    let silent = Backend::script(|mut conn| drop(conn.request()));
+    let noise = Backend::script(|mut conn| {
+        conn.request();
+        conn.write("this is not HTTP\r\n\r\n");
+    });
+    let table = Table::of(vec![vhost("silent", &[silent.addr]), vhost("noise", &[noise.addr])]);
+    let proxy = Proxy::start(&table);
+    for host in ["silent.prox.local", "noise.prox.local"] {
+        assert_eq!(proxy.get(host, "/").status, 502, "{host}");
+    }
+    assert_eq!(proxy.count(Reason::BackendBroke), 2);
+    assert_eq!(silent.requests().len(), 1, "a request that was sent is not sent again on a new connection");
+}
+
+#[test]
+fn an_address_that_swallows_packets_times_out() {
+    // A listener whose queue is full swallows further connections.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    socket.listen(0).unwrap();
+    let SocketAddr::V4(addr) = socket.local_addr().unwrap().as_socket().unwrap() else { unreachable!() };
+    let _queued: Vec<_> = (0..4)
+        .map(|_| {
+            let filler = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            filler.set_nonblocking(true).unwrap();
+            let _ = filler.connect(&SocketAddr::V4(addr).into());
+            filler
+        })
+        .collect();
+    let settings = proximity_proxy::Settings {
+        connect_timeout: std::time::Duration::from_millis(50),
+        ..proximity_proxy::Settings::default()
+    };
+    let proxy = Proxy::with(&Table::of(vec![vhost("hole", &[addr])]), settings, None);
+    let page = proxy.get("hole.prox.local", "/");
+    assert_eq!((page.status, proxy.count(Reason::BackendTimedOut)), (504, 1));
+}
+
+#[test]
+fn protocols_that_are_not_spoken_say_so() {
+    let mut secure = vhost("secure", &["127.0.0.1:9".parse().unwrap()]);
+    secure.protocol = BackendProtocol::Https;
+    let proxy = Proxy::start(&Table::of(vec![secure]));
+    let page = proxy.get("secure.prox.local", "/");
+    assert_eq!((page.status, proxy.count(Reason::BackendProtocol)), (502, 1));
+    assert!(page.text().contains("not supported"));
+}
+
+#[test]
+fn head_empty_and_http_1_0_answers_pass() {
+    let backend = Backend::script(|mut conn| {
+        while let Some(request) = conn.request() {
+            match request.line.split(' ').nth(1).unwrap() {
+                "/empty" => conn.write("HTTP/1.1 204 No Content\r\n\r\n"),
+                "/cached" => conn.write("HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\n\r\n"),
+                "/old" => {
+                    conn.write("HTTP/1.0 200 OK\r\n\r\nuntil the end");
+                    return;
+                }
+                _ => conn.write("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"),
+            }
+        }
+    });
+    let proxy = Proxy::start(&Table::of(vec![vhost("wiki", &[backend.addr])]));
+    let mut client = proxy.connect();
+    client.send("HEAD / HTTP/1.1\r\nHost: wiki.prox.local\r\n\r\n");
+    let head = client.head();
+    assert_eq!((head.status, head.header("content-length")), (200, vec!["1000"]));
+    for (path, status) in [("/empty", 204), ("/cached", 304)] {
+        client.send(&format!("GET {path} HTTP/1.1\r\nHost: wiki.prox.local\r\n\r\n"));
+        let head = client.head();
+        assert_eq!(head.status, status);
+    }
+    assert_eq!(backend.accepted(), 1, "answers without body keep the connection");
+    client.send("GET /old HTTP/1.1\r\nHost: wiki.prox.local\r\n\r\n");
+    assert_eq!(client.response().text(), "until the end");
+    let mut old = proxy.connect();
+    old.send("GET /empty HTTP/1.0\r\nHost: wiki.prox.local\r\n\r\n");
+    assert_eq!(old.head().status, 204);
+    assert!(old.is_closed(), "HTTP/1.0 closes unless asked otherwise");
+}

@@ -1,0 +1,115 @@
+use std::net::{Ipv4Addr, SocketAddr};
+
+use proximity_proxy::{HealthReport, Reason, probe};
+use proximity_table::{Change, HealthPolicy, HealthState, LeaseState, Source};
+use socket2::{Domain, Socket, Type};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::support::{Backend, PATIENCE, Proxy, Table, lease, vhost};
+
+/// Runs the prober of a table on a thread; what it reports comes out here.
+fn probing(table: &Table) -> mpsc::Receiver<HealthReport> {
+    let (reports, received) = mpsc::channel(16);
+    let (snapshot, generations) = (table.snapshot.clone(), table.generations.subscribe());
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(probe(snapshot, generations, reports, 7));
+    });
+    received
+}
+
+fn next(reports: &mut mpsc::Receiver<HealthReport>) -> HealthReport {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime
+        .block_on(async { timeout(PATIENCE, reports.recv()).await })
+        .expect("a report in time")
+        .expect("a prober")
+}
+
+/// A port that is taken and on which nothing listens yet.
+fn taken_port() -> (Socket, u16) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+    (socket, port)
+}
+
+#[test]
+fn an_app_is_starting_until_a_probe_passes_and_then_served() {
+    let (socket, port) = taken_port();
+    let mut table = Table::new("127.0.0.1/8", port);
+    let proxy = Proxy::start(&table);
+    let mut reports = probing(&table);
+    assert_eq!(proxy.get("wiki.prox.local", "/").status, 404);
+
+    table.change(Change::Lease(lease("wiki", Ipv4Addr::LOCALHOST, 1, LeaseState::Bound)));
+    let page = proxy.get("wiki.prox.local", "/");
+    assert_eq!((page.status, page.header("retry-after")), (503, vec!["2"]));
+    assert!(page.text().contains("starting"), "{}", page.text());
+
+    let (app, key, health) = next(&mut reports);
+    let health = health.unwrap();
+    assert_eq!((health.state, &*app, key.epoch), (HealthState::Unproven, "wiki", 1));
+    table.change(Change::Health(app, key, Some(health)));
+    // Somebody on the app network is told what the probe saw.
+    assert!(proxy.get("wiki.prox.local", "/").text().contains("connection refused"));
+    assert_eq!(proxy.count(Reason::Starting), 2);
+
+    socket.listen(16).unwrap();
+    let backend = Backend::on(socket.into(), |mut conn| {
+        while conn.request().is_some() {
+            conn.write("HTTP/1.1 401 Unauthorized\r\nContent-Length: 5\r\n\r\nlogin");
+        }
+    });
+    let (app, key, health) = next(&mut reports);
+    assert_eq!(health.as_ref().unwrap().state, HealthState::Healthy);
+    table.change(Change::Health(app, key, health));
+    let response = proxy.get("wiki.prox.local", "/");
+    assert_eq!((response.status, response.text().as_str()), (401, "login"));
+    let probe = backend.requests().remove(0);
+    assert_eq!(
+        (probe.line.as_str(), probe.header("host")),
+        ("GET / HTTP/1.1", vec![&*backend.addr.to_string()])
+    );
+}
+
+#[test]
+fn probes_follow_the_table() {
+    let backend = Backend::answering("fine");
+    let mut table = Table::of(vec![]);
+    let mut reports = probing(&table);
+    let mut wiki = vhost("wiki", &[backend.addr]);
+    wiki.health = HealthPolicy { uri: "/up".to_owned(), ..HealthPolicy::default() };
+    table.change(Change::Vhost(Source::Api, wiki.clone()));
+    let (app, key, health) = next(&mut reports);
+    assert_eq!((&*app, key.addr, health.unwrap().state), ("wiki", backend.addr, HealthState::Healthy));
+    assert_eq!(backend.requests()[0].line, "GET /up HTTP/1.1");
+
+    // A removed vhost is forgotten, so that the facts do not grow; a new one starts unproven.
+    table.change(Change::RemoveVhost("wiki".parse().unwrap()));
+    assert_eq!(next(&mut reports), (app.clone(), key, None));
+    table.change(Change::Vhost(Source::Api, wiki.clone()));
+    assert_eq!(next(&mut reports).2.unwrap().state, HealthState::Healthy);
+
+    // A disabled one is left alone.
+    wiki.enabled = false;
+    table.change(Change::Vhost(Source::Api, wiki));
+    assert_eq!(next(&mut reports), (app, key, None));
+}
+
+#[test]
+fn a_sick_backend_is_reported_with_what_was_seen() {
+    let backend = Backend::script(|mut conn| {
+        conn.request();
+        let status = if conn.number == 0 { "204 No Content" } else { "503 Service Unavailable" };
+        conn.write(&format!("HTTP/1.1 {status}\r\n\r\n"));
+    });
+    let mut wiki = vhost("wiki", &[backend.addr]);
+    wiki.health.interval = 1;
+    let table = Table::of(vec![wiki]);
+    let mut reports = probing(&table);
+    assert_eq!(next(&mut reports).2.unwrap().state, HealthState::Healthy);
+    let sick = next(&mut reports).2.unwrap();
+    assert_eq!((sick.state, sick.reason.as_deref()), (HealthState::Unhealthy, Some("/ answered 503")));
+}

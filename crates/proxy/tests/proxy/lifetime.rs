@@ -1,0 +1,125 @@
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::mpsc::channel;
+
+use proximity_proxy::{AccessLog, Settings};
+use proximity_table::Change;
+
+use crate::support::{Backend, PATIENCE, Proxy, Table, vhost};
+
+#[test]
+fn a_stop_finishes_what_runs_and_closes_what_is_idle() {
+    let (release, released) = channel::<()>();
+    let released = Mutex::new(released);
+    let (arrived, arrivals) = channel();
+    let arrived = Mutex::new(arrived);
+    let backend = Backend::script(move |mut conn| {
+        while conn.request().is_some() {
+            arrived.lock().unwrap().send(()).unwrap();
+            released.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+            conn.answer("finished");
+        }
+    });
+    let proxy = Proxy::start(&Table::of(vec![vhost("wiki", &[backend.addr])]));
+    let (mut running, mut idle) = (proxy.connect(), proxy.connect());
+    running.send("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\n\r\n");
+    arrivals.recv_timeout(PATIENCE).unwrap();
+    proxy.until("both taken", |totals| totals.open == 2);
+    proxy.begin_stop();
+    assert!(idle.is_closed());
+    assert!(TcpStream::connect(proxy.addr).is_err(), "nothing new is taken");
+    release.send(()).unwrap();
+    let response = running.response();
+    assert_eq!((response.text().as_str(), response.header("connection")), ("finished", vec!["close"]));
+    assert!(running.is_closed());
+    proxy.join();
+}
+
+#[test]
+fn a_stop_does_not_wait_for_ever() {
+    let backend = Backend::script(|mut conn| {
+        conn.request();
+        // Never answers; ends when the proxy gives up.
+        conn.request();
+    });
+    let settings = Settings { drain: std::time::Duration::from_millis(50), ..Settings::default() };
+    let proxy = Proxy::with(&Table::of(vec![vhost("wiki", &[backend.addr])]), settings, None);
+    let mut client = proxy.connect();
+    client.send("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\n\r\n");
+    proxy.until("sent", |totals| totals.upstream_connects == 1);
+    proxy.join();
+    assert!(client.is_closed());
+}
+
+fn temp_dir(name: &str) -> PathBuf {
+    let dir = std::env::temp_dir().join(format!("proximity-proxy-{name}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    dir
+}
+
+#[test]
+fn every_request_is_logged_in_the_file_of_its_vhost() {
+    let dir = temp_dir("log");
+    let backend = Backend::answering("hello");
+    let mut table = Table::of(vec![vhost("wiki", &[backend.addr])]);
+    let log = AccessLog::start(dir.clone(), |trouble| panic!("{trouble}")).unwrap();
+    let proxy = Proxy::with(&table, Settings::default(), Some(log.sink()));
+    let mut client = proxy.connect();
+    client.send(
+        "POST /a?q='1' HTTP/1.1\r\nHost: wiki.example.org\r\nCookie: secret\r\nAuthorization: Basic secret\r\n\
+         Content-Length: 3\r\n\r\nabc",
+    );
+    assert_eq!(client.response().status, 200);
+    assert_eq!(proxy.get("../../etc/passwd.prox.local", "/").status, 400);
+    assert_eq!(proxy.get("nobody.prox.local", "/").status, 404);
+    table.change(Change::RemoveVhost("wiki".parse().unwrap()));
+    drop(client);
+    proxy.join();
+    assert_eq!(log.counts().behind, 0);
+    log.finish();
+
+    let mut files: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|file| file.unwrap().file_name()).collect();
+    files.sort();
+    assert_eq!(files, ["default.log", "wiki.prox.local.log"]);
+    let text = std::fs::read_to_string(dir.join("wiki.prox.local.log")).unwrap();
+    assert!(!text.contains("secret"));
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 1);
+    let line = &lines[0];
+    assert_eq!(line["request"]["host"], "wiki.example.org");
+    assert_eq!(line["request"]["uri"], "/a?q='1'");
+    assert_eq!(line["request"]["method"], "POST");
+    assert_eq!(line["request"]["remote_ip"], "127.0.0.1");
+    assert_eq!((&line["bytes_read"], &line["size"], &line["status"]), (&3.into(), &5.into(), &200.into()));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!((now - line["ts"].as_f64().unwrap()).abs() < 60.0);
+    assert!(line["duration"].as_f64().unwrap() < 60.0);
+    let unknown = std::fs::read_to_string(dir.join("default.log")).unwrap();
+    assert_eq!(unknown.lines().count(), 2);
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_told_once_and_stops_nothing() {
+    let dir = temp_dir("no-dir");
+    std::fs::write(&dir, "a file where the directory should be").unwrap();
+    let backend = Backend::answering("hello");
+    let (told, troubles) = channel();
+    let log = AccessLog::start(dir.clone(), move |trouble| told.send(trouble.to_owned()).unwrap()).unwrap();
+    let proxy =
+        Proxy::with(&Table::of(vec![vhost("wiki", &[backend.addr])]), Settings::default(), Some(log.sink()));
+    for round in 1..=2 {
+        assert_eq!(proxy.get("wiki.prox.local", "/").status, 200);
+        while log.counts().failed < round {
+            std::thread::yield_now();
+        }
+    }
+    proxy.join();
+    log.finish();
+    let troubles: Vec<String> = troubles.iter().collect();
+    assert_eq!(troubles.len(), 1, "{troubles:?}");
+    assert!(troubles[0].contains("cannot write"), "{troubles:?}");
+    std::fs::remove_file(&dir).unwrap();
+}
