@@ -41,6 +41,8 @@ pub enum Drop {
     Encoding,
     #[error("lease could not be made durable")]
     NotDurable,
+    #[error("too many messages wait; the client tries again")]
+    Overloaded,
 }
 
 /// Counters of a DHCP server since its start.
@@ -53,7 +55,7 @@ pub struct Stats {
 
 impl Drop {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Drop; 16] = [
+    pub const ALL: [Drop; 17] = [
         Drop::FrameTruncated,
         Drop::FrameNotUdp,
         Drop::FrameIpChecksum,
@@ -70,6 +72,7 @@ impl Drop {
         Drop::NoAddress,
         Drop::Encoding,
         Drop::NotDurable,
+        Drop::Overloaded,
     ];
 
     /// The reason as a metric label.
@@ -91,6 +94,7 @@ impl Drop {
             Drop::NoAddress => "no_address",
             Drop::Encoding => "encoding",
             Drop::NotDurable => "not_durable",
+            Drop::Overloaded => "overloaded",
         }
     }
 }

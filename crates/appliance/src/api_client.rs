@@ -1,0 +1,73 @@
+use std::path::{Path, PathBuf};
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use proximity_admin::{BASE, Problem};
+use serde_json::Value;
+use tokio::net::UnixStream;
+
+/// Longest answer that is read, in octets.
+const LONGEST_ANSWER: usize = 256 << 20;
+/// How long an answer may take.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// A client of the running appliance.
+pub struct ApiClient {
+    socket: PathBuf,
+}
+
+impl ApiClient {
+    /// A client that uses this socket.
+    pub fn new(socket: PathBuf) -> ApiClient {
+        ApiClient { socket }
+    }
+
+    /// Asks and reads the answer; errors are one line that says what to do.
+    pub fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, String> {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+        let asked =
+            async { tokio::time::timeout(PATIENCE, exchange(&self.socket, method, path, body)).await };
+        runtime
+            .block_on(asked)
+            .map_err(|_| format!("no answer within {} s on {}", PATIENCE.as_secs(), self.socket.display()))?
+    }
+}
+
+async fn exchange(socket: &Path, method: Method, path: &str, body: Option<&Value>) -> Result<Value, String> {
+    let absent = |error: std::io::Error| {
+        format!(
+            "no appliance answers on {}: {error}: start it with `proximity run`, or name its socket with --socket",
+            socket.display()
+        )
+    };
+    let broken = |error: hyper::Error| format!("the appliance on {} broke off: {error}", socket.display());
+    let stream = UnixStream::connect(socket).await.map_err(absent)?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    tokio::spawn(connection);
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("{BASE}{path}"))
+        .header("host", "appliance")
+        .header("content-type", "application/json")
+        .body(Full::new(Bytes::from(body)))
+        .map_err(|error| error.to_string())?;
+    let response = sender.send_request(request).await.map_err(broken)?;
+    let status = response.status();
+    let read = Limited::new(response.into_body(), LONGEST_ANSWER).collect().await;
+    let bytes = read.map_err(|error| format!("the answer cannot be read: {error}"))?.to_bytes();
+    if status.is_success() {
+        if bytes.is_empty() {
+            return Ok(Value::Null);
+        }
+        return serde_json::from_slice(&bytes).map_err(|error| format!("the answer is not JSON: {error}"));
+    }
+    match serde_json::from_slice::<Problem>(&bytes) {
+        Ok(problem) => Err(format!("{}\n  hint: {}", problem.detail, problem.hint)),
+        Err(_) => Err(format!("the appliance answers {status}")),
+    }
+}

@@ -1,0 +1,368 @@
+//! What each command asks of the appliance and prints of its answer.
+
+use std::path::PathBuf;
+
+use hyper::Method;
+use proximity_admin::{
+    AppView, ForwardInput, ForwardView, HealthInput, LeaseView, Page, RecordInput, RecordView, Reloaded,
+    ReservationInput, Status, VhostInput, VhostView,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::api_client::ApiClient;
+use crate::cli::{AppCommand, DnsCommand, ForwardCommand, LeaseCommand, Place, VhostArgs, VhostCommand};
+use crate::{daemon, table_text};
+
+/// What holds for every command.
+pub struct Asked {
+    /// Where configuration and appliance are.
+    pub place: Place,
+    /// Whether JSON is wanted.
+    pub json: bool,
+}
+
+type Done = Result<(), String>;
+
+pub fn validate(asked: &Asked, file: Option<PathBuf>) -> Done {
+    let path = file.unwrap_or_else(|| asked.place.config.clone());
+    let text = std::fs::read_to_string(&path)
+        .map_err(|error| format!("{}: {error}: check the path", path.display()))?;
+    let result = proximity_config::Config::parse(&text);
+    if asked.json {
+        let problems = result.as_ref().err().map(proximity_config::Report::problems).unwrap_or_default();
+        let problems = problems.iter().map(|p| json!({"line": p.line, "message": p.message, "hint": p.hint}));
+        println!(
+            "{}",
+            json!({"file": path, "valid": result.is_ok(), "problems": problems.collect::<Vec<_>>()})
+        );
+    }
+    match result {
+        Ok(_) if asked.json => Ok(()),
+        Ok(_) => {
+            println!("{} is right", path.display());
+            Ok(())
+        }
+        Err(report) => {
+            let count = report.problems().len();
+            if !asked.json {
+                eprintln!("{}", report.for_file(&path.display().to_string()));
+            }
+            Err(format!("{} has {count} problem{}", path.display(), if count == 1 { "" } else { "s" }))
+        }
+    }
+}
+
+pub fn version(asked: &Asked) -> Done {
+    let version = env!("CARGO_PKG_VERSION");
+    if asked.json {
+        println!(
+            "{}",
+            json!({"name": "proximity", "version": version, "target_os": std::env::consts::OS, "target_arch": std::env::consts::ARCH})
+        );
+    } else {
+        println!("proximity {version} ({} {})", std::env::consts::OS, std::env::consts::ARCH);
+    }
+    Ok(())
+}
+
+pub fn reload(asked: &Asked) -> Done {
+    let answer = asked.call(Method::POST, "/reload", None)?;
+    asked.show(answer, |done: Reloaded| {
+        println!("the configuration is in force as generation {}", done.generation);
+        if !done.needs_restart.is_empty() {
+            println!("a restart is needed for {}", done.needs_restart.join(", "));
+        }
+    })
+}
+
+pub fn status(asked: &Asked) -> Done {
+    let answer = asked.call(Method::GET, "/status", None)?;
+    asked.show(answer, |status: Status| {
+        println!(
+            "{} is {} (version {}, generation {})",
+            status.hostname, status.health_status, status.version, status.generation
+        );
+        println!(
+            "up {} s, ready {} ms after its start, configuration {}",
+            status.uptime_seconds, status.ready_after_ms, status.config_file
+        );
+        let wan = status.wan_ip.map_or_else(|| "no address yet".to_owned(), |ip| ip.to_string());
+        println!("WAN {} {wan}, apps {} {}", status.wan_interface, status.lan_interface, status.lan_ip);
+        status.problems.iter().for_each(|problem| println!("! {problem}"));
+        println!();
+        let services = status.services.iter().map(|(name, healthy)| {
+            vec![name.clone(), if *healthy { "running" } else { "not running" }.to_owned()]
+        });
+        table_text::print(&["service", "state"], &services.collect::<Vec<_>>());
+        println!();
+        let count = |map: &std::collections::BTreeMap<String, u64>| {
+            map.iter().map(|(name, value)| vec![name.clone(), value.to_string()]).collect::<Vec<_>>()
+        };
+        table_text::print(&["figure", "value"], &count(&status.statistics));
+        if !status.drops.is_empty() {
+            println!();
+            table_text::print(&["dropped or refused", "count"], &count(&status.drops));
+        }
+    })
+}
+
+pub fn app(asked: &Asked, command: AppCommand) -> Done {
+    match command {
+        AppCommand::Ls => asked.list(
+            "/apps",
+            "no app yet: boot a container on the app network",
+            &["name", "state", "ip", "url", "health", "note"],
+            |app: AppView| {
+                let health = app.vhost.as_ref().map_or("-", |vhost| vhost.health.state.as_str());
+                vec![
+                    app.name.clone(),
+                    app.state.clone(),
+                    text(app.ip),
+                    text(app.url.clone()),
+                    health.to_owned(),
+                    app.notes.join("; "),
+                ]
+            },
+        ),
+        AppCommand::Show { name } => {
+            let answer = asked.call(Method::GET, &format!("/apps/{}", escape(&name)), None)?;
+            asked.show(answer, |app: AppView| {
+                let mut rows = vec![
+                    ("name", app.name),
+                    ("state", app.state),
+                    ("address", text(app.ip)),
+                    ("MAC", text(app.mac)),
+                    ("network", text(app.network)),
+                    ("DNS name", text(app.fqdn)),
+                    ("lease until", text(app.lease_expires)),
+                    ("URL", text(app.url)),
+                ];
+                if let Some(vhost) = app.vhost {
+                    rows.push(("vhost", format!("{} ({})", vhost.verdict, vhost.backends.join(", "))));
+                    rows.push((
+                        "health",
+                        format!("{} {}", vhost.health.state, vhost.health.reason.unwrap_or_default()),
+                    ));
+                }
+                rows.extend(app.notes.into_iter().map(|note| ("note", note)));
+                rows.into_iter().for_each(|(key, value)| println!("{key:12} {value}"));
+            })
+        }
+    }
+}
+
+pub fn lease(asked: &Asked, command: LeaseCommand) -> Done {
+    match command {
+        LeaseCommand::Ls => asked.list(
+            "/dhcp/leases",
+            "no lease yet",
+            &["ip", "mac", "hostname", "state", "expires", "network"],
+            |lease: LeaseView| {
+                vec![
+                    lease.ip.to_string(),
+                    lease.mac,
+                    text(lease.hostname),
+                    lease.state,
+                    text(lease.expires),
+                    lease.network,
+                ]
+            },
+        ),
+        LeaseCommand::Release { ip } => asked.change(
+            Method::DELETE,
+            &format!("/dhcp/leases/{}", escape(&ip)),
+            None,
+            &format!("the lease of {ip} is forgotten"),
+        ),
+        LeaseCommand::Reserve { mac, ip, hostname } => {
+            let address =
+                ip.parse().map_err(|_| format!("`{ip}` is not an address: write it as 10.20.0.10"))?;
+            let body = json!(ReservationInput { mac: mac.clone(), ip: address, hostname });
+            asked.change(
+                Method::POST,
+                "/dhcp/reservations",
+                Some(body),
+                &format!("{ip} is reserved for {mac}"),
+            )
+        }
+        LeaseCommand::Unreserve { mac } => asked.change(
+            Method::DELETE,
+            &format!("/dhcp/reservations/{}", escape(&mac)),
+            None,
+            &format!("{mac} has no reservation any more"),
+        ),
+    }
+}
+
+pub fn dns(asked: &Asked, command: DnsCommand) -> Done {
+    match command {
+        DnsCommand::Ls => asked.list(
+            "/dns/records",
+            "no record",
+            &["name", "type", "value", "ttl", "source"],
+            |record: RecordView| {
+                vec![record.name, record.rtype, record.value, record.ttl.to_string(), record.source]
+            },
+        ),
+        DnsCommand::Add { name, rtype, value, ttl } => {
+            let body =
+                json!(RecordInput { name: name.clone(), rtype: rtype.clone(), value: value.join(" "), ttl });
+            asked.change(Method::POST, "/dns/records", Some(body), &format!("{name} {rtype} is added"))
+        }
+        DnsCommand::Rm { name, rtype } => {
+            let path = format!("/dns/records/{}/{}", escape(&name), escape(&rtype));
+            asked.change(Method::DELETE, &path, None, &format!("{name} {rtype} is removed"))
+        }
+    }
+}
+
+pub fn vhost(asked: &Asked, command: VhostCommand) -> Done {
+    match command {
+        VhostCommand::Ls => asked.list(
+            "/vhosts",
+            "no vhost",
+            &["app", "hostname", "backends", "verdict", "health", "source"],
+            |vhost: VhostView| {
+                let source = json!(vhost.source).as_str().unwrap_or_default().to_owned();
+                vec![
+                    vhost.app_name,
+                    vhost.hostname,
+                    vhost.backends.join(", "),
+                    vhost.verdict,
+                    vhost.health.state,
+                    source,
+                ]
+            },
+        ),
+        VhostCommand::Add(args) => {
+            let done = format!("the vhost {} is there", args.name);
+            asked.change(Method::POST, "/vhosts", Some(vhost_body(args)), &done)
+        }
+        VhostCommand::Set(args) => {
+            let (path, done) =
+                (format!("/vhosts/{}", escape(&args.name)), format!("the vhost {} is set", args.name));
+            asked.change(Method::PUT, &path, Some(vhost_body(args)), &done)
+        }
+        VhostCommand::Rm { name } => asked.change(
+            Method::DELETE,
+            &format!("/vhosts/{}", escape(&name)),
+            None,
+            &format!("the vhost {name} is removed"),
+        ),
+    }
+}
+
+pub fn forward(asked: &Asked, command: ForwardCommand) -> Done {
+    match command {
+        ForwardCommand::Ls => asked.list(
+            "/forwards",
+            "no port forward",
+            &["protocol", "port", "to", "leads to", "source"],
+            |forward: ForwardView| {
+                let source = json!(forward.source).as_str().unwrap_or_default().to_owned();
+                vec![forward.protocol, forward.port.to_string(), forward.to, text(forward.target), source]
+            },
+        ),
+        ForwardCommand::Add { port, to, protocol } => {
+            let body = json!(ForwardInput {
+                protocol: serde_json::from_value(json!(protocol))
+                    .map_err(|_| format!("`{protocol}` is not a protocol: write tcp or udp"))?,
+                port,
+                to: to.clone()
+            });
+            asked.change(
+                Method::POST,
+                "/forwards",
+                Some(body),
+                &format!("{protocol} port {port} leads to {to}"),
+            )
+        }
+        ForwardCommand::Rm { port, protocol } => {
+            let path = format!("/forwards/{}/{port}", escape(&protocol));
+            asked.change(
+                Method::DELETE,
+                &path,
+                None,
+                &format!("{protocol} port {port} leads nowhere any more"),
+            )
+        }
+    }
+}
+
+impl Asked {
+    fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, String> {
+        let socket = match &self.place.socket {
+            Some(socket) => socket.clone(),
+            None => {
+                let config = daemon::read_config(&self.place.config).map_err(|error| error.to_string())?;
+                config.appliance.run_dir.join("admin.sock")
+            }
+        };
+        ApiClient::new(socket).call(method, path, body)
+    }
+
+    fn show<T: DeserializeOwned>(&self, answer: Value, print: impl FnOnce(T)) -> Done {
+        if self.json {
+            println!("{answer}");
+            return Ok(());
+        }
+        let value = serde_json::from_value(answer);
+        value.map(print).map_err(|error| format!("the answer is of another version: {error}"))
+    }
+
+    fn list<T: DeserializeOwned + Serialize>(
+        &self,
+        path: &str,
+        empty: &str,
+        headings: &[&str],
+        row: impl Fn(T) -> Vec<String>,
+    ) -> Done {
+        let answer = self.call(Method::GET, path, None)?;
+        self.show(answer, |page: Page<T>| {
+            if page.items.is_empty() {
+                println!("{empty}");
+            } else {
+                table_text::print(headings, &page.items.into_iter().map(row).collect::<Vec<_>>());
+            }
+        })
+    }
+
+    fn change(&self, method: Method, path: &str, body: Option<Value>, done: &str) -> Done {
+        let answer = self.call(method, path, body.as_ref())?;
+        if self.json {
+            println!("{answer}")
+        } else {
+            println!("{done}")
+        }
+        Ok(())
+    }
+}
+
+fn vhost_body(args: VhostArgs) -> Value {
+    // A bare address means port 80.
+    let backends = args
+        .backend
+        .iter()
+        .map(|backend| if backend.contains(':') { backend.clone() } else { format!("{backend}:80") });
+    json!(VhostInput {
+        app_name: Some(args.name),
+        hostname: args.hostname,
+        aliases: args.alias,
+        backends: backends.collect(),
+        enabled: Some(!args.disabled),
+        health: args.health_uri.map(|uri| HealthInput { uri: Some(uri), ..HealthInput::default() }),
+        ..VhostInput::default()
+    })
+}
+
+fn text(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+/// A path segment: whatever is not plain is written as its octets.
+fn escape(segment: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~*:".contains(&b);
+    segment.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}

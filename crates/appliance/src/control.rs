@@ -1,0 +1,265 @@
+//! The appliance as the admin API sees it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use hyper::StatusCode;
+use proximity_admin::{Appliance, Edit, Problem, Reloaded, ServiceView, Status};
+use proximity_config::Config;
+use proximity_dhcp::Stats;
+use proximity_dns::{DnsSettings, DnsSnapshot, DnsStats, Forwarder, Upstream};
+use proximity_proxy::{Counters, Reason, Totals};
+use proximity_table::{AppState, Generation, Timestamp, Verdict, World};
+
+use crate::clock::{self, Uptime};
+use crate::kernel::Kernel;
+use crate::log;
+use crate::registrar::Registrar;
+
+/// Everything that is asked about or changed from outside.
+pub struct Control {
+    /// The only writer.
+    pub registrar: Registrar,
+    /// The firewall.
+    pub kernel: Kernel,
+    /// The configuration file.
+    pub config_path: PathBuf,
+    /// What of the file is in force.
+    pub running: Mutex<Running>,
+    /// Asks foreign names.
+    pub forwarder: Arc<ArcSwap<Forwarder>>,
+    /// DHCP counters.
+    pub dhcp: Arc<Stats>,
+    /// DNS counters, one for each data thread.
+    pub dns: Vec<Arc<DnsStats>>,
+    /// Proxy counters, one for each data thread.
+    pub proxy: Vec<Arc<Counters>>,
+    /// Since the start of the process.
+    pub uptime: Uptime,
+    /// Milliseconds from the start of the process to serving.
+    pub ready_after: u64,
+}
+
+/// What of the file is in force.
+pub struct Running {
+    /// The configuration that the sockets and links were made of.
+    pub started: Config,
+    /// What the file says beyond that and waits for a restart.
+    pub needs_restart: Vec<&'static str>,
+    /// What is wrong with the file since it was last read.
+    pub refused: Option<String>,
+}
+
+impl Control {
+    /// What is wrong, in words.
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        problems.extend(self.kernel.divergence().map(|reason| format!("firewall: {reason}")));
+        let running = self.running.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(refused) = &running.refused {
+            problems
+                .push(format!("the configuration file is wrong, the last good one is in force: {refused}"));
+        }
+        if !running.needs_restart.is_empty() {
+            problems.push(format!("a restart is needed for {}", running.needs_restart.join(", ")));
+        }
+        problems
+    }
+
+    fn dns_totals(&self) -> DnsSnapshot {
+        let mut totals = DnsSnapshot::default();
+        self.dns.iter().for_each(|stats| totals.merge(&stats.snapshot()));
+        totals
+    }
+
+    fn proxy_totals(&self) -> Totals {
+        Totals::sum(self.proxy.iter().map(|counters| &**counters))
+    }
+
+    fn service(name: &str, enabled: bool, trouble: Option<String>, detail: String) -> ServiceView {
+        let status = match (&trouble, enabled) {
+            (_, false) => "disabled",
+            (Some(_), true) => "failed",
+            (None, true) => "running",
+        };
+        ServiceView {
+            name: name.to_owned(),
+            status: status.to_owned(),
+            healthy: enabled && trouble.is_none(),
+            detail: trouble.unwrap_or(detail),
+        }
+    }
+
+    fn drops(&self) -> BTreeMap<String, u64> {
+        let dhcp = self.dhcp.dropped().map(|(reason, count)| (format!("dhcp.{}", reason.label()), count));
+        let dns = self.dns_totals();
+        let dns_drops = dns.drops.into_iter().map(|(reason, count)| (format!("dns.{reason}"), count));
+        let malformed = dns.malformed.into_iter().map(|(reason, count)| (format!("dns.{reason}"), count));
+        let totals = self.proxy_totals();
+        let proxy =
+            Reason::ALL.into_iter().map(|reason| (format!("proxy.{}", reason.as_str()), totals.of(reason)));
+        dhcp.chain(dns_drops).chain(malformed).chain(proxy).filter(|(_, count)| *count > 0).collect()
+    }
+
+    fn statistics(&self, world: &World) -> BTreeMap<String, u64> {
+        let intent = world.facts.intent();
+        let pool: u64 =
+            intent.networks.iter().filter(|net| net.dhcp_enabled).map(|net| net.range.size()).sum();
+        let in_pool = |ip| intent.networks.iter().any(|net| net.range.contains(ip));
+        let ledger = world.facts.ledger();
+        let taken = ledger.iter().filter(|lease| lease.is_bound() && in_pool(lease.ip)).count() as u64;
+        let apps = world.apps();
+        let dns = self.dns_totals();
+        let proxy = self.proxy_totals();
+        let ready = world.routes.values().filter(|route| route.verdict == Verdict::Ready).count();
+        [
+            ("active_leases", ledger.bound_count() as u64),
+            ("available_ips", pool.saturating_sub(taken)),
+            ("apps", apps.len() as u64),
+            ("apps_active", apps.iter().filter(|app| app.state() == AppState::Active).count() as u64),
+            ("vhosts", world.routes.len() as u64),
+            ("vhosts_ready", ready as u64),
+            ("dns_queries", dns.udp_queries + dns.tcp_queries),
+            ("dns_forwarded", dns.forwarded),
+            ("dns_cache_hits", dns.cache_hits),
+            ("dns_upstream_failures", dns.upstream_failures),
+            ("http_requests", proxy.responses.iter().sum()),
+            ("http_5xx", proxy.responses[5]),
+            ("http_connections", proxy.open),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
+}
+
+impl Appliance for Control {
+    fn world(&self) -> Arc<World> {
+        self.registrar.world().load_full()
+    }
+
+    fn now(&self) -> Timestamp {
+        clock::now()
+    }
+
+    fn status(&self) -> Status {
+        let world = self.world();
+        let intent = world.facts.intent();
+        let problems = self.problems();
+        let first = intent.networks.first();
+        let running = self.running.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        Status {
+            hostname: intent.hostname.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            health_status: if problems.is_empty() { "healthy" } else { "degraded" }.to_owned(),
+            generation: world.generation.0,
+            uptime_seconds: self.uptime.milliseconds() / 1000,
+            ready_after_ms: self.ready_after,
+            wan_interface: intent.wan_interface.to_string(),
+            wan_ip: world.facts.wan().addresses.first().map(|net| net.addr),
+            lan_interface: first.map(|net| net.interface.to_string()).unwrap_or_default(),
+            lan_ip: first.map_or([0, 0, 0, 0].into(), |net| net.address.addr),
+            services: self.services().into_iter().map(|service| (service.name, service.healthy)).collect(),
+            statistics: self.statistics(&world),
+            drops: self.drops(),
+            problems,
+            config_file: self.config_path.display().to_string(),
+            needs_restart: running.needs_restart.iter().map(|what| (*what).to_owned()).collect(),
+        }
+    }
+
+    fn services(&self) -> Vec<ServiceView> {
+        let world = self.world();
+        let running = self.running.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let config = &running.started;
+        let intent = world.facts.intent();
+        let dhcp = intent.networks.iter().any(|net| net.dhcp_enabled);
+        let nat = if intent.masquerade { "masquerading" } else { "routing only" };
+        let listens = |list: &[std::net::SocketAddr]| {
+            list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        };
+        let ranges: Vec<String> =
+            intent.networks.iter().map(|net| format!("{} on {}", net.range, net.interface)).collect();
+        vec![
+            Control::service("dhcp", dhcp, None, ranges.join(", ")),
+            Control::service(
+                "dns",
+                config.dns.enabled,
+                None,
+                listens(&crate::data_plane::dns_addresses(config)),
+            ),
+            Control::service("proxy", config.proxy.enabled, None, listens(&config.proxy.listen)),
+            Control::service("nat", true, self.kernel.divergence(), nat.to_owned()),
+            Control::service("admin", true, None, listens(&config.admin.listen)),
+        ]
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        match self.kernel.divergence() {
+            Some(reason) => Err(format!("the firewall is not as planned: {reason}")),
+            None => Ok(()),
+        }
+    }
+
+    async fn edit(&self, edit: Edit) -> Result<Generation, Problem> {
+        self.registrar.edit(edit).await
+    }
+
+    async fn reload(&self) -> Result<Reloaded, Problem> {
+        let file = self.config_path.display().to_string();
+        let text = std::fs::read_to_string(&self.config_path);
+        let parsed = match text {
+            Ok(text) => Config::parse(&text).map_err(|report| report.for_file(&file)),
+            Err(error) => Err(format!("{file} cannot be read: {error}")),
+        };
+        let mut new = match parsed {
+            Ok(config) => config,
+            Err(report) => {
+                log!(
+                    Error,
+                    "config",
+                    "the file is refused, the last good one stays in force",
+                    problems = report
+                );
+                self.running.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).refused =
+                    Some(report.clone());
+                let hint =
+                    "correct the file and reload; until then the last good configuration stays in force";
+                return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, report, hint));
+            }
+        };
+        let needs_restart = {
+            let mut running = self.running.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let needs_restart = new.needs_restart(&running.started);
+            if needs_restart.iter().any(|what| what.starts_with("network")) {
+                // Links and sockets are as they were made; the world must not say otherwise.
+                new.intent.networks.clone_from(&running.started.intent.networks);
+            }
+            new.intent.wan_interface.clone_from(&running.started.intent.wan_interface);
+            running.needs_restart.clone_from(&needs_restart);
+            running.refused = None;
+            needs_restart
+        };
+        log::set_level(new.appliance.log_level);
+        match Forwarder::new(&dns_settings(&new)) {
+            Ok(forwarder) => self.forwarder.store(Arc::new(forwarder)),
+            Err(error) => log!(Error, "dns", "the upstreams stay as they were", error = error),
+        }
+        let generation = self.registrar.set_intent(new.intent).await;
+        let generation = generation.map_or(0, |generation| generation.0);
+        log!(Info, "config", "the file is in force", generation = generation);
+        Ok(Reloaded {
+            generation,
+            needs_restart: needs_restart.iter().map(|what| (*what).to_owned()).collect(),
+        })
+    }
+}
+
+/// The forwarder's settings in a configuration.
+pub fn dns_settings(config: &Config) -> DnsSettings {
+    DnsSettings {
+        upstream: config.dns.upstream.iter().map(|addr| Upstream::Plain(*addr)).collect(),
+        ..DnsSettings::default()
+    }
+}

@@ -1,0 +1,242 @@
+//! Makes the kernel's firewall match the world, and finds out when it does not any more.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use proximity_net::policy::{Ipv4Net as NetAddress, LanPolicy, Policy, PortForward, Protocol as Transport};
+use proximity_net::ruleset::Ruleset;
+use proximity_net::{Nft, VerifyError};
+use proximity_table::{Ipv4Net, Protocol, World};
+
+use crate::log;
+
+/// Name of the one nftables table that is ours.
+pub const TABLE: &str = "proximity";
+/// How long the registrar waits for the kernel before it goes on with a divergence.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How often everything is compared although nobody told of a change.
+const RESYNC: Duration = Duration::from_secs(300);
+/// How soon a failed attempt is made again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// A handle to the thread that owns the firewall.
+#[derive(Clone)]
+pub struct Kernel {
+    orders: SyncSender<Order>,
+    /// In what the kernel differs from the plan; `None` while it does not.
+    divergence: Arc<ArcSwap<Option<String>>>,
+    port: Option<u32>,
+}
+
+/// Addresses whose lease began or ended.
+#[derive(Clone, Debug, Default)]
+pub struct LeasedChange {
+    pub added: Vec<Ipv4Addr>,
+    pub removed: Vec<Ipv4Addr>,
+}
+
+enum Order {
+    /// Make the kernel match this world: the whole ruleset, or only the set of leased addresses.
+    Match { world: Arc<World>, ruleset: bool, leased: LeasedChange, done: SyncSender<()> },
+    /// Somebody else touched the table.
+    Check,
+    /// Take the table away.
+    Remove(SyncSender<()>),
+}
+
+impl Kernel {
+    /// Starts the thread. Without nftables it runs on and reports a divergence.
+    pub fn start(admin_ports: Vec<u16>) -> Kernel {
+        let (orders, inbox) = sync_channel(64);
+        let divergence = Arc::new(ArcSwap::from_pointee(Some("the firewall was not applied yet".to_owned())));
+        let nft = Nft::open().map_err(|error| error.to_string());
+        let port = nft.as_ref().ok().map(Nft::port);
+        let state = Thread { nft, admin_ports, divergence: divergence.clone(), world: None, plan: None };
+        thread::Builder::new()
+            .name("kernel".into())
+            .spawn(move || state.run(&inbox))
+            .expect("threads can be made");
+        Kernel { orders, divergence, port }
+    }
+
+    /// Makes the kernel match a world; returns when it does, or when it took too long or failed, which then
+    /// is a divergence.
+    pub fn sync(&self, world: &Arc<World>, ruleset: bool, leased: LeasedChange) {
+        if !ruleset && leased.added.is_empty() && leased.removed.is_empty() {
+            return;
+        }
+        let (done, finished) = sync_channel(1);
+        let order = Order::Match { world: world.clone(), ruleset, leased, done };
+        if self.orders.send(order).is_ok()
+            && finished.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout)
+        {
+            log!(Warn, "kernel", "the firewall is late", generation = world.generation);
+        }
+    }
+
+    /// Compares kernel and plan at the next opportunity.
+    pub fn check(&self) {
+        // A full queue holds orders that compare as well.
+        let _ = self.orders.try_send(Order::Check);
+    }
+
+    /// Removes the table.
+    pub fn remove(&self) {
+        let (done, finished) = sync_channel(1);
+        if self.orders.send(Order::Remove(done)).is_ok() {
+            let _ = finished.recv_timeout(Duration::from_secs(5));
+        }
+    }
+
+    /// In what the kernel differs from the plan.
+    pub fn divergence(&self) -> Option<String> {
+        (**self.divergence.load()).clone()
+    }
+
+    /// The netlink port whose changes are our own.
+    pub fn port(&self) -> Option<u32> {
+        self.port
+    }
+}
+
+struct Thread {
+    nft: Result<Nft, String>,
+    admin_ports: Vec<u16>,
+    divergence: Arc<ArcSwap<Option<String>>>,
+    world: Option<Arc<World>>,
+    /// What the kernel should have; `None` after a failure, so that everything is applied anew.
+    plan: Option<Ruleset>,
+}
+
+impl Thread {
+    fn run(mut self, inbox: &Receiver<Order>) {
+        loop {
+            let wait = if self.divergence.load().is_none() { RESYNC } else { RETRY };
+            match inbox.recv_timeout(wait) {
+                Ok(Order::Match { world, ruleset, leased, done }) => {
+                    self.world = Some(world);
+                    self.report(|thread| thread.apply(ruleset, &leased));
+                    let _ = done.send(());
+                }
+                Ok(Order::Check) => self.report(Thread::verify),
+                Err(RecvTimeoutError::Timeout) => self.report(Thread::verify),
+                Ok(Order::Remove(done)) => {
+                    if let Ok(nft) = &mut self.nft
+                        && let Err(error) = nft.remove(TABLE)
+                    {
+                        log!(Error, "kernel", "the firewall table stays behind", error = error);
+                    }
+                    self.world = None;
+                    self.plan = None;
+                    let _ = done.send(());
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Runs a step and makes its failure the state that everybody sees.
+    fn report(&mut self, step: impl FnOnce(&mut Thread) -> Result<(), String>) {
+        if self.world.is_none() {
+            return;
+        }
+        let result = step(self);
+        let before = (**self.divergence.load()).clone();
+        let after = result.err();
+        if after.is_some() {
+            self.plan = None;
+        }
+        if before != after {
+            match &after {
+                Some(reason) => log!(Error, "kernel", "the firewall is not as planned", reason = reason),
+                None => log!(Info, "kernel", "the firewall is as planned"),
+            }
+            self.divergence.store(Arc::new(after));
+        }
+    }
+
+    fn apply(&mut self, ruleset: bool, leased: &LeasedChange) -> Result<(), String> {
+        if ruleset || self.plan.is_none() {
+            return self.apply_everything();
+        }
+        let nft = self.nft.as_mut().map_err(|error| error.clone())?;
+        nft.change_leased(TABLE, &leased.added, &leased.removed).map_err(|error| error.to_string())
+    }
+
+    /// Applies the whole plan in one transaction and reads it back.
+    fn apply_everything(&mut self) -> Result<(), String> {
+        let world = self.world.clone().ok_or("no world was published yet")?;
+        let plan = proximity_net::plan::plan(&policy(&world, &self.admin_ports))
+            .map_err(|error| error.to_string())?;
+        let leased: BTreeSet<Ipv4Addr> = world.facts.ledger().bound_addresses().collect();
+        let nft = self.nft.as_mut().map_err(|error| error.clone())?;
+        nft.apply(&plan, leased.iter().copied()).map_err(|error| error.to_string())?;
+        nft.verify(&plan, leased).map_err(|error| error.to_string())?;
+        self.plan = Some(plan);
+        Ok(())
+    }
+
+    /// Compares, and applies everything again where somebody changed something.
+    fn verify(&mut self) -> Result<(), String> {
+        if self.nft.is_err() {
+            self.nft = Nft::open().map_err(|error| error.to_string());
+        }
+        let (Some(plan), Some(world), Ok(nft)) = (&self.plan, &self.world, &mut self.nft) else {
+            return self.apply_everything();
+        };
+        match nft.verify(plan, world.facts.ledger().bound_addresses()) {
+            Ok(()) => Ok(()),
+            Err(VerifyError::Diverged(divergence)) => {
+                log!(
+                    Warn,
+                    "kernel",
+                    "the firewall was changed by somebody else, applying it again",
+                    found = divergence
+                );
+                self.apply_everything()
+            }
+            Err(VerifyError::Failed(error)) => Err(error.to_string()),
+        }
+    }
+}
+
+/// The firewall's view of a world.
+fn policy(world: &World, admin_ports: &[u16]) -> Policy {
+    let intent = world.facts.intent();
+    let net = |net: Ipv4Net| NetAddress::new(net.addr, net.prefix);
+    Policy {
+        table_name: TABLE.to_owned(),
+        wan_addresses: world.facts.wan().addresses.iter().filter_map(|address| net(*address)).collect(),
+        networks: intent
+            .networks
+            .iter()
+            .filter_map(|network| {
+                let subnet = net(network.address)?.network();
+                let interface = network.interface.to_string();
+                Some(LanPolicy { interface, subnet, gateway: network.address.addr })
+            })
+            .collect(),
+        masquerade: intent.masquerade,
+        isolate_management: intent.isolate_management,
+        admin_ports: admin_ports.to_vec(),
+        wan_dns: intent.wan_dns,
+        forwards: world
+            .forwards
+            .iter()
+            .map(|forward| PortForward {
+                protocol: match forward.protocol {
+                    Protocol::Tcp => Transport::Tcp,
+                    Protocol::Udp => Transport::Udp,
+                },
+                port: forward.port,
+                to: SocketAddrV4::new(forward.ip, forward.to_port),
+            })
+            .collect(),
+        ..Policy::new(intent.wan_interface.to_string())
+    }
+}

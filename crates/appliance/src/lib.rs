@@ -1,1 +1,0 @@
-//! The appliance: wiring, threads, signals and the command line.

@@ -1,0 +1,30 @@
+//! The appliance: wiring, threads, signals and the command line.
+
+#![forbid(unsafe_code)]
+
+mod api_client;
+mod cli;
+mod clock;
+mod commands;
+mod control;
+mod daemon;
+mod data_plane;
+mod export;
+mod kernel;
+mod lan;
+mod log;
+mod objects;
+mod registrar;
+mod table_text;
+mod token;
+mod uplink;
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let uptime = clock::Uptime::start();
+    cli::run(uptime)
+}

@@ -1,0 +1,426 @@
+//! The only writer. It takes what came in, decides, makes it durable, publishes one new world, brings the
+//! kernel up to it, and only then lets the replies go.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use proximity_admin::{Edit, Problem};
+use proximity_dhcp::{Answer, Drop, Reply, Request, Server, Stats};
+use proximity_store::{State, Store};
+use proximity_table::{
+    BackendKey, Change, Facts, Generation, Health, Intent, Lease, LeaseState, Ledger, Timestamp, Touched,
+    Wan, World,
+};
+use tokio::sync::{oneshot, watch};
+
+use crate::kernel::{Kernel, LeasedChange};
+use crate::objects::ApiObjects;
+use crate::{clock, log};
+
+/// Most commands that wait; DHCP clients beyond that try again by themselves.
+const QUEUE: usize = 4096;
+/// Most commands that share one durable commit.
+const BATCH: usize = 512;
+/// Generations are taken from the store in blocks of this many, so that those which nothing durable
+/// happened in are not used again after a restart either.
+const GENERATION_BLOCK: u64 = 1024;
+/// Longest sleep without work.
+const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+
+/// A handle to the registrar's thread.
+#[derive(Clone)]
+pub struct Registrar {
+    commands: SyncSender<Command>,
+    world: Arc<ArcSwap<World>>,
+    published: watch::Receiver<u64>,
+}
+
+/// Where a DHCP reply leaves by.
+pub trait ReplySender: Send + Sync {
+    /// Sends a reply to the client whose message came in as `from`.
+    fn send(&self, reply: &Reply, from: &Inquiry);
+}
+
+/// A DHCP message with where it came from.
+pub struct Inquiry {
+    /// What is asked.
+    pub request: Request,
+    /// Network that it came in on.
+    pub network: Arc<str>,
+    /// Hardware address of the frame's sender: the client or its relay.
+    pub sender: proximity_table::Mac,
+    /// The way back.
+    pub replies: Arc<dyn ReplySender>,
+}
+
+/// Something for the registrar to do.
+pub enum Command {
+    /// A DHCP message.
+    Dhcp(Box<Inquiry>),
+    /// A change by the admin API.
+    Edit(Edit, oneshot::Sender<Result<Generation, Problem>>),
+    /// A probe changed its verdict.
+    Health(Arc<str>, BackendKey, Option<Health>),
+    /// The outside link changed.
+    Wan(Wan, oneshot::Sender<()>),
+    /// A configuration was read.
+    Intent(Box<Intent>, oneshot::Sender<Generation>),
+}
+
+impl Registrar {
+    /// Starts the thread on what the store remembers and the configuration says. The first world is
+    /// published when this returns; the kernel follows it.
+    pub fn start(
+        store: Store,
+        state: State,
+        intent: &Intent,
+        kernel: Kernel,
+        stats: Arc<Stats>,
+    ) -> Registrar {
+        let objects = ApiObjects::of(state.objects);
+        let facts = Facts::new(objects.merge(intent), Ledger::of(state.leases));
+        let generation = Generation(state.generation + 1);
+        let world = Arc::new(World::derive(facts, generation));
+        let shared = Arc::new(ArcSwap::new(world.clone()));
+        let (notify, published) = watch::channel(generation.0);
+        let (commands, inbox) = sync_channel(QUEUE);
+        kernel.sync(&world, true, LeasedChange::default());
+        let writer = Writer {
+            store,
+            kernel,
+            stats,
+            objects,
+            server: Server::default(),
+            world: shared.clone(),
+            published: notify,
+            block_end: state.generation,
+        };
+        thread::Builder::new()
+            .name("registrar".into())
+            .spawn(move || writer.run(&inbox))
+            .expect("threads can be made");
+        Registrar { commands, world: shared, published }
+    }
+
+    /// The published world.
+    pub fn world(&self) -> &Arc<ArcSwap<World>> {
+        &self.world
+    }
+
+    /// Tells of each new generation.
+    pub fn published(&self) -> watch::Receiver<u64> {
+        self.published.clone()
+    }
+
+    /// Hands over a DHCP message; `false` when too many wait.
+    pub fn inquire(&self, inquiry: Inquiry) -> bool {
+        !matches!(self.commands.try_send(Command::Dhcp(Box::new(inquiry))), Err(TrySendError::Full(_)))
+    }
+
+    /// Hands over a command, waiting for room without holding up the runtime.
+    pub async fn order(&self, command: Command) {
+        let mut command = command;
+        while let Err(TrySendError::Full(back)) = self.commands.try_send(command) {
+            command = back;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Makes a change; returns when it is durable, published and in the kernel.
+    pub async fn edit(&self, edit: Edit) -> Result<Generation, Problem> {
+        let (done, result) = oneshot::channel();
+        self.order(Command::Edit(edit, done)).await;
+        result.await.unwrap_or_else(|_| Err(not_durable("the registrar has stopped")))
+    }
+
+    /// Replaces what the file says.
+    pub async fn set_intent(&self, intent: Intent) -> Option<Generation> {
+        let (done, result) = oneshot::channel();
+        self.order(Command::Intent(Box::new(intent), done)).await;
+        result.await.ok()
+    }
+
+    /// Tells of the outside link; returns when the firewall knows.
+    pub async fn set_wan(&self, wan: Wan) {
+        let (done, result) = oneshot::channel();
+        self.order(Command::Wan(wan, done)).await;
+        let _ = result.await;
+    }
+}
+
+struct Writer {
+    store: Store,
+    kernel: Kernel,
+    stats: Arc<Stats>,
+    objects: ApiObjects,
+    server: Server,
+    world: Arc<ArcSwap<World>>,
+    published: watch::Sender<u64>,
+    /// Last generation of the block that the store knows to be used.
+    block_end: u64,
+}
+
+/// What a batch has come to.
+struct Batch {
+    facts: Facts,
+    generation: Generation,
+    now: Timestamp,
+    changes: Vec<Change>,
+    touched: Touched,
+    replies: Vec<(Box<Inquiry>, Reply, bool)>,
+    /// Whoever waits for the commit.
+    waiting: Vec<oneshot::Sender<Result<Generation, Problem>>>,
+    told: Vec<Told>,
+}
+
+enum Told {
+    Intent(oneshot::Sender<Generation>),
+    Wan(oneshot::Sender<()>),
+}
+
+impl Writer {
+    fn run(mut self, inbox: &Receiver<Command>) {
+        loop {
+            let first = match inbox.recv_timeout(self.sleep()) {
+                Ok(command) => Some(command),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let world = self.world.load_full();
+            let mut batch = Batch {
+                facts: world.facts.clone(),
+                generation: Generation(world.generation.0 + 1),
+                now: clock::now(),
+                changes: Vec::new(),
+                touched: Touched::default(),
+                replies: Vec::new(),
+                waiting: Vec::new(),
+                told: Vec::new(),
+            };
+            // Whatever arrived during the last commit shares the next one.
+            let more = std::iter::from_fn(|| inbox.try_recv().ok());
+            for command in first.into_iter().chain(more).take(BATCH) {
+                self.take(&mut batch, command);
+            }
+            batch.end_leases();
+            self.finish(&world, batch);
+        }
+    }
+
+    /// Until the next lease ends.
+    fn sleep(&self) -> Duration {
+        let next = self.world.load().facts.ledger().next_end();
+        let seconds = next.map_or(u64::MAX, |end| end.seconds_after(clock::now()));
+        Duration::from_secs(seconds).clamp(Duration::from_millis(200), LONGEST_SLEEP)
+    }
+
+    fn take(&mut self, batch: &mut Batch, command: Command) {
+        match command {
+            Command::Dhcp(inquiry) => self.take_inquiry(batch, inquiry),
+            Command::Edit(edit, done) => match edit(&batch.facts) {
+                Ok(changes) => {
+                    changes.into_iter().for_each(|change| batch.apply(change));
+                    batch.waiting.push(done);
+                }
+                Err(problem) => {
+                    let _ = done.send(Err(problem));
+                }
+            },
+            Command::Health(app, key, health) => {
+                if let Some(health) = &health {
+                    let reason = health.reason.as_deref().unwrap_or("");
+                    log!(
+                        Info,
+                        "health",
+                        health.state.as_str(),
+                        app = app,
+                        backend = key.addr,
+                        reason = reason
+                    );
+                }
+                batch.apply(Change::Health(app, key, health));
+            }
+            Command::Wan(wan, done) => {
+                if *batch.facts.wan() != wan {
+                    batch.apply(Change::Wan(wan));
+                }
+                batch.told.push(Told::Wan(done));
+            }
+            Command::Intent(intent, done) => {
+                // Objects changed earlier in this batch are in the facts and not yet among the objects.
+                let mut objects = self.objects.clone();
+                batch.changes.iter().for_each(|change| objects.note(change));
+                batch.apply(Change::Intent(Arc::new(objects.merge(&intent))));
+                batch.told.push(Told::Intent(done));
+            }
+        }
+    }
+
+    fn take_inquiry(&mut self, batch: &mut Batch, inquiry: Box<Inquiry>) {
+        let request = &inquiry.request;
+        self.stats.count_received(request.kind.into());
+        let Some(network) =
+            batch.facts.intent().network(&inquiry.network).filter(|net| net.dhcp_enabled).cloned()
+        else {
+            return self.stats.count_drop(Drop::ForeignRelay);
+        };
+        let handled = self.server.handle(request, &network, &batch.facts, batch.now, batch.generation.0);
+        match handled {
+            Ok(Answer { lease, reply }) => {
+                let durable = lease.is_some();
+                if let Some(lease) = lease {
+                    log_lease(&lease);
+                    batch.apply(Change::Lease(lease));
+                }
+                if let Some(reply) = reply {
+                    batch.replies.push((inquiry, reply, durable));
+                }
+            }
+            Err(reason) => {
+                log!(Debug, "dhcp", "no answer", mac = request.mac, reason = reason);
+                self.stats.count_drop(reason);
+            }
+        }
+    }
+
+    fn finish(&mut self, before: &World, mut batch: Batch) {
+        if let Err(error) = self.commit(&batch) {
+            log!(Error, "store", "nothing of this batch was granted", error = error);
+            // What was only offered or refused needs no disk; leases and objects do.
+            let (lost, free): (Vec<_>, Vec<_>) = batch.replies.drain(..).partition(|(.., durable)| *durable);
+            lost.iter().for_each(|_| self.stats.count_drop(Drop::NotDurable));
+            for done in batch.waiting.drain(..) {
+                let _ = done.send(Err(not_durable(&error)));
+            }
+            batch.replies = free;
+            return self.send(batch, before.generation);
+        }
+        let mut generation = before.generation;
+        if !batch.changes.is_empty() {
+            batch.changes.iter().for_each(|change| self.objects.note(change));
+            generation = batch.generation;
+            let world = Arc::new(before.next(batch.facts.clone(), &batch.touched, generation));
+            let leased = leased_change(before, &world, &batch.changes);
+            let ruleset = batch.touched.ruleset && ruleset_differs(before, &world);
+            self.world.store(world.clone());
+            self.kernel.sync(&world, ruleset, leased);
+            self.published.send_replace(generation.0);
+        }
+        self.send(batch, generation);
+    }
+
+    fn commit(&mut self, batch: &Batch) -> Result<(), proximity_store::StoreError> {
+        let durable = batch.changes.iter().any(Store::is_durable);
+        let next_block = batch.generation.0 >= self.block_end && !batch.changes.is_empty();
+        if !durable && !next_block {
+            return Ok(());
+        }
+        let block_end = if next_block { batch.generation.0 + GENERATION_BLOCK } else { self.block_end };
+        self.store.commit(&batch.changes, next_block.then_some(block_end))?;
+        self.block_end = block_end;
+        Ok(())
+    }
+
+    fn send(&self, batch: Batch, generation: Generation) {
+        for (inquiry, reply, _) in &batch.replies {
+            self.stats.count_sent(reply.kind.into());
+            inquiry.replies.send(reply, inquiry);
+        }
+        for done in batch.waiting {
+            let _ = done.send(Ok(generation));
+        }
+        for told in batch.told {
+            match told {
+                Told::Intent(done) => drop(done.send(generation)),
+                Told::Wan(done) => drop(done.send(())),
+            }
+        }
+    }
+}
+
+impl Batch {
+    fn apply(&mut self, change: Change) {
+        self.changes.push(change.clone());
+        self.facts.apply(change, &mut self.touched);
+    }
+
+    /// Leases whose time is over end; declined addresses are free again.
+    fn end_leases(&mut self) {
+        let ended: Vec<Arc<Lease>> = self.facts.ledger().ended(self.now).cloned().collect();
+        for lease in ended {
+            match lease.state {
+                LeaseState::Declined => self.apply(Change::ForgetLease(lease.ip)),
+                _ => {
+                    let lease = Lease { state: LeaseState::Expired, ..(*lease).clone() };
+                    log_lease(&lease);
+                    self.apply(Change::Lease(lease));
+                }
+            }
+        }
+    }
+}
+
+/// Which addresses began or ceased to be leased by these changes.
+fn leased_change(before: &World, after: &World, changes: &[Change]) -> LeasedChange {
+    let mut touched: BTreeSet<Ipv4Addr> = BTreeSet::new();
+    for change in changes {
+        match change {
+            Change::Lease(lease) => {
+                touched.insert(lease.ip);
+                // A client that moved left another address.
+                touched
+                    .extend(before.facts.ledger().of_client(&lease.network, lease.mac).map(|held| held.ip));
+            }
+            Change::ForgetLease(ip) => {
+                touched.insert(*ip);
+            }
+            _ => {}
+        }
+    }
+    let mut leased = LeasedChange::default();
+    for ip in touched {
+        let bound = |world: &World| world.facts.ledger().bound_at(ip).is_some();
+        match (bound(before), bound(after)) {
+            (false, true) => leased.added.push(ip),
+            (true, false) => leased.removed.push(ip),
+            _ => {}
+        }
+    }
+    leased
+}
+
+/// Whether the firewall's plan can differ between two worlds.
+fn ruleset_differs(before: &World, after: &World) -> bool {
+    let (old, new) = (before.facts.intent(), after.facts.intent());
+    before.forwards != after.forwards
+        || before.facts.wan() != after.facts.wan()
+        || old.networks != new.networks
+        || old.wan_interface != new.wan_interface
+        || (old.masquerade, old.isolate_management, old.wan_dns)
+            != (new.masquerade, new.isolate_management, new.wan_dns)
+}
+
+fn log_lease(lease: &Lease) {
+    let what = match lease.state {
+        LeaseState::Bound => "lease granted",
+        LeaseState::Expired => "lease expired",
+        LeaseState::Released => "lease released",
+        LeaseState::Declined => "address declined",
+    };
+    let name = lease.hostname.as_ref().map(ToString::to_string).unwrap_or_default();
+    log!(Info, "dhcp", what, ip = lease.ip, mac = lease.mac, hostname = name, network = lease.network);
+}
+
+fn not_durable(error: impl std::fmt::Display) -> Problem {
+    Problem {
+        status: 503,
+        title: "Service Unavailable".to_owned(),
+        detail: format!("the change could not be made durable: {error}"),
+        hint: "free disk space in state_dir and try again".to_owned(),
+    }
+}
