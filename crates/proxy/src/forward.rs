@@ -46,8 +46,7 @@ pub async fn answer(
         match target {
             Ok(target) => {
                 ticket.host = target.written;
-                let route = ticket.client.worker.world().route(&target.host).cloned();
-                route.ok_or(Reason::UnknownHost)
+                ticket.client.worker.route(&target.host).ok_or(Reason::UnknownHost)
             }
             Err(error) => {
                 if let Some(written) = request.headers().get(http::header::HOST) {
@@ -164,11 +163,16 @@ async fn carry(
                 Ok(response) => return Ok((connection, response)),
                 Err(error) => error,
             };
-            request = match (error.take_message(), again) {
-                (Some(unsent), _) if connection.is_reused() => unsent,
-                (None, Some(head)) => head.into_request(),
-                _ => return Err(Reason::BackendBroke),
-            };
+            match (error.take_message(), again) {
+                (Some(unsent), _) if connection.is_reused() => request = unsent,
+                (Some(unsent), _) => {
+                    request = unsent;
+                    failure = Reason::BackendBroke;
+                    break;
+                }
+                (None, Some(head)) => request = head.into_request(),
+                (None, None) => return Err(Reason::BackendBroke),
+            }
             worker.counters.retried();
         }
     }

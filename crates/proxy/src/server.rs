@@ -254,6 +254,11 @@ impl Worker {
         self.world.borrow_mut().load().clone()
     }
 
+    /// The route of a host name in the present world.
+    pub fn route(&self, host: &str) -> Option<Arc<Route>> {
+        self.world.borrow_mut().load().route(host).cloned()
+    }
+
     /// Notes a log line.
     pub fn log<'a>(&self, route: Option<Arc<Route>>, line: impl FnOnce(&Clock) -> Line<'a>) {
         if self.sink.is_none() {

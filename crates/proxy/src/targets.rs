@@ -114,3 +114,112 @@ fn keys(route: &Route) -> impl Iterator<Item = TargetKey> + '_ {
     let candidates = if probed { &route.candidates[..] } else { &[] };
     candidates.iter().map(|backend| (route.app.clone(), backend.key))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddrV4};
+
+    use imbl::HashMap as WorldMap;
+    use proximity_table::{Backend, Facts, Generation, Intent, Ledger};
+
+    use super::*;
+
+    fn world(routes: &[(&str, Route)]) -> Arc<World> {
+        let intent = Intent {
+            hostname: "gate".parse().unwrap(),
+            domain: "prox.local".parse().unwrap(),
+            wan_interface: "eth0".into(),
+            networks: Vec::new(),
+            reservations: Default::default(),
+            records: Default::default(),
+            vhosts: Default::default(),
+            forwards: Default::default(),
+            masquerade: true,
+            isolate_management: true,
+            wan_dns: false,
+        };
+        let mut world = World::derive(Facts::new(intent, Ledger::default()), Generation(1));
+        let routes = routes.iter().map(|(name, route)| (Arc::from(*name), Arc::new(route.clone())));
+        world.routes = routes.collect::<WorldMap<Arc<str>, Arc<Route>>>();
+        Arc::new(world)
+    }
+
+    fn key(app: &str, port: u16) -> TargetKey {
+        (app.into(), BackendKey { addr: SocketAddrV4::new(Ipv4Addr::new(10, 20, 0, 9), port), epoch: 1 })
+    }
+
+    fn route(app: &str, ports: &[u16], source: Source, uri: &str) -> Route {
+        Route {
+            app: app.into(),
+            hostname: format!("{app}.prox.local").parse().unwrap(),
+            source,
+            protocol: BackendProtocol::Http,
+            health: Arc::new(HealthPolicy { uri: uri.to_owned(), ..HealthPolicy::default() }),
+            candidates: ports.iter().map(|&port| Backend { key: key(app, port).1, health: None }).collect(),
+            verdict: Verdict::Ready,
+        }
+    }
+
+    fn probe(app: &str, port: u16, uri: &str) -> Change {
+        Change::Probe(
+            key(app, port),
+            Arc::new(HealthPolicy { uri: uri.to_owned(), ..HealthPolicy::default() }),
+        )
+    }
+
+    #[test]
+    fn a_backend_is_probed_once_however_many_names_lead_to_it() {
+        let mut targets = Targets::default();
+        let wiki = route("wiki", &[80], Source::Config, "/");
+        assert_eq!(
+            targets.follow(&world(&[("wiki", wiki.clone()), ("alias", wiki.clone())])),
+            [probe("wiki", 80, "/")]
+        );
+        assert!(targets.follow(&world(&[("alias", wiki.clone())])).is_empty());
+        assert_eq!(targets.follow(&world(&[])), [Change::Forget(key("wiki", 80))]);
+        assert_eq!(targets.claims.len(), 0);
+        assert_eq!(targets.follow(&world(&[("wiki", wiki)])), [probe("wiki", 80, "/")]);
+    }
+
+    #[test]
+    fn only_what_changed_is_told() {
+        let mut targets = Targets::default();
+        targets.follow(&world(&[("wiki", route("wiki", &[80, 81], Source::Config, "/"))]));
+        // The same again, in another allocation.
+        assert!(
+            targets.follow(&world(&[("wiki", route("wiki", &[80, 81], Source::Config, "/"))])).is_empty()
+        );
+        let moved = world(&[("wiki", route("wiki", &[81, 82], Source::Config, "/"))]);
+        let mut changes = targets.follow(&moved);
+        changes.sort_by_key(|change| matches!(change, Change::Forget(_)));
+        assert_eq!(changes, [probe("wiki", 82, "/"), Change::Forget(key("wiki", 80))]);
+        let other = world(&[("wiki", route("wiki", &[81], Source::Config, "/up"))]);
+        let mut changes = targets.follow(&other);
+        changes.sort_by_key(|change| matches!(change, Change::Forget(_)));
+        assert_eq!(changes, [probe("wiki", 81, "/up"), Change::Forget(key("wiki", 82))]);
+    }
+
+    #[test]
+    fn a_written_policy_wins_over_that_of_a_lease() {
+        let mut targets = Targets::default();
+        let leased = route("wiki", &[80], Source::Lease, "/");
+        let written = route("wiki", &[80], Source::Api, "/up");
+        assert_eq!(targets.follow(&world(&[("a", leased.clone())])), [probe("wiki", 80, "/")]);
+        let both = world(&[("a", leased.clone()), ("b", written)]);
+        assert_eq!(targets.follow(&both), [probe("wiki", 80, "/up")]);
+        assert_eq!(targets.follow(&world(&[("a", leased)])), [probe("wiki", 80, "/")]);
+    }
+
+    #[test]
+    fn apps_that_are_not_there_are_left_alone() {
+        let mut targets = Targets::default();
+        let mut wiki = route("wiki", &[80], Source::Config, "/");
+        targets.follow(&world(&[("wiki", wiki.clone())]));
+        for verdict in [Verdict::Stopped, Verdict::Disabled] {
+            wiki.verdict = verdict;
+            assert_eq!(targets.follow(&world(&[("wiki", wiki.clone())])), [Change::Forget(key("wiki", 80))]);
+            wiki.verdict = Verdict::Starting;
+            assert_eq!(targets.follow(&world(&[("wiki", wiki.clone())])), [probe("wiki", 80, "/")]);
+        }
+    }
+}
