@@ -181,7 +181,8 @@ nodelay
 fn nginx_conf() -> String {
     // Workers change their user, for which a single mapped user lacks the right.
     let single_user = std::fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "deny");
-    let processes = if single_user { "master_process off;" } else { "user www-data; worker_processes 1;" };
+    let processes =
+        if single_user { "user root; master_process off;" } else { "user www-data; worker_processes 1;" };
     format!(
         "{processes}
 pid /run/nginx.pid;

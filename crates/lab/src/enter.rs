@@ -24,7 +24,11 @@ use nix::{
     unistd::{Pid, Uid},
 };
 
-use crate::{LabError, deps, process::raw_pid};
+use crate::{
+    LabError, deps,
+    process::{collect, raw_pid},
+    running,
+};
 
 /// Holds the identity of the network namespace that was left behind.
 const LEFT_NETWORK: &str = "PROXIMITY_LAB_LEFT";
@@ -95,16 +99,8 @@ impl End {
 /// [`LabError::Spawn`].
 pub fn run_inside(guardian: &Path, command: &[OsString], started: impl FnOnce(u32)) -> Result<End, LabError> {
     let namespaces = probe()?;
-    let scratch = nix::unistd::mkdtemp(&env::temp_dir().join("proximity-lab.XXXXXX"))
-        .map_err(|errno| LabError::File { path: env::temp_dir(), source: errno.into() })?;
+    let scratch = running::own_directory("scratch")?;
     let left = fs::read_link("/proc/self/ns/net").map_err(LabError::file("/proc/self/ns/net"))?;
-
-    // Blocked before the child exists, so that none is lost; taken by `await_end`.
-    let signals: SigSet =
-        [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD].into_iter().collect();
-    signals
-        .thread_block()
-        .map_err(|errno| LabError::Spawn { command: "unshare".into(), source: errno.into() })?;
 
     let mut child = Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "unshare"])
@@ -118,6 +114,9 @@ pub fn run_inside(guardian: &Path, command: &[OsString], started: impl FnOnce(u3
         .env(SCRATCH, &scratch)
         .spawn()
         .map_err(|source| LabError::Spawn { command: "unshare".to_owned(), source })?;
+    // Only now, because children inherit the mask. A signal before this point ends the guardian,
+    // and with it the child.
+    let signals = block_signals()?;
     if let Some(first) = await_first_process(&mut child) {
         started(first);
     }
@@ -143,28 +142,34 @@ pub fn run_init(command: &[OsString]) -> Result<u8, LabError> {
     if !lo.is_ok_and(|status| status.success()) {
         return Err(LabError::Invalid("cannot bring up the loopback interface".to_owned()));
     }
-    let signals: SigSet =
-        [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD].into_iter().collect();
-    signals
-        .thread_block()
-        .map_err(|errno| LabError::Spawn { command: "init".into(), source: errno.into() })?;
     let child = Command::new(program)
         .args(arguments)
         .spawn()
         .map_err(|source| LabError::Spawn { command: program.to_string_lossy().into_owned(), source })?;
     let main = raw_pid(child.id());
+    // Only now, because children inherit the mask; hence the first look before the first wait.
+    let signals = block_signals()?;
     loop {
+        if let Some(code) = collect_children(main) {
+            return Ok(code);
+        }
         match signals.wait() {
-            Ok(Signal::SIGCHLD) | Err(_) => {
-                if let Some(code) = collect_children(main) {
-                    return Ok(code);
-                }
-            }
+            Ok(Signal::SIGCHLD) | Err(_) => {}
             Ok(signal) => {
                 let _ = kill(main, signal);
             }
         }
     }
+}
+
+/// Holds back the signals that are then taken one by one with [`SigSet::wait`].
+fn block_signals() -> Result<SigSet, LabError> {
+    let signals: SigSet =
+        [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD].into_iter().collect();
+    signals
+        .thread_block()
+        .map_err(|errno| LabError::Invalid(format!("cannot hold back signals: {}", errno.desc())))?;
+    Ok(signals)
 }
 
 /// Collects every ended child; the exit code of `main` once it is among them.
@@ -191,26 +196,29 @@ fn probe() -> Result<Vec<&'static str>, LabError> {
         return attempt(BASE.to_vec()).map_err(|detail| LabError::Refused { detail });
     }
     let mapped = [&["--user", "--map-root-user"], &BASE[..]].concat();
+    let single = attempt(mapped.clone()).map_err(|detail| LabError::NeedsRoot { detail })?;
     // Subordinate ids let daemons drop privileges as on a real machine; one id is enough otherwise.
-    attempt([&mapped[..], &["--map-auto"]].concat())
-        .or_else(|_| attempt(mapped))
-        .map_err(|detail| LabError::NeedsRoot { detail })
+    // Tried second: where namespaces are refused altogether, `unshare --map-auto` leaves a child
+    // behind that waits for ever.
+    Ok(attempt([&mapped[..], &["--map-auto"]].concat()).unwrap_or(single))
 }
 
 /// Tries an actual mount inside, because some kernels grant a user namespace without its rights.
 fn attempt(arguments: Vec<&'static str>) -> Result<Vec<&'static str>, String> {
-    let output = Command::new("unshare")
+    let child = Command::new("unshare")
         .args(&arguments)
         .args(["sh", "-c", "mount -t tmpfs probe /run && ip link set lo up"])
         .env("PATH", deps::search_path())
         .stdin(Stdio::null())
-        .output()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .map_err(|error| format!("unshare: {error}"))?;
+    let output = collect("unshare", child, GRACE).map_err(|error| error.to_string())?;
     if output.status.success() {
         return Ok(arguments);
     }
-    let text = String::from_utf8_lossy(&output.stderr);
-    Err(text.lines().next().unwrap_or("unshare failed").trim().to_owned())
+    Err(output.stderr.lines().next().unwrap_or("unshare failed").trim().to_owned())
 }
 
 fn await_end(child: &mut Child, signals: &SigSet) -> Result<End, LabError> {
@@ -294,7 +302,7 @@ fn leave(scratch: &Path, end: &Result<End, LabError>) {
         _ => fs::remove_dir_all(scratch),
     };
     if removed.is_err() {
-        eprintln!("proximity-lab: logs are kept in {}", scratch.display());
+        eprintln!("proximity-lab: logs are kept in {} until the next run", scratch.display());
     }
 }
 

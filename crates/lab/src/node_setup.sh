@@ -29,10 +29,12 @@ printf 'passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocol
 # Scripts of DHCP clients look into it.
 : > fstab
 : > resolv.conf
-# Without setgroups (one single mapped user) daemons cannot change user; dhcpcd then separates
-# privileges only if its user exists.
+# Without setgroups (one single mapped user) daemons cannot change user or group. dhcpcd then runs
+# without privilege separation if its user does not exist, and dnsmasq keeps its groups if it finds
+# none to change to: neither `dip` nor the one its user belongs to.
 if [ "$(cat /proc/self/setgroups 2>/dev/null)" = deny ]; then
-    sed -i '/^\(_\)\{0,1\}dhcpcd:/d' passwd
+    sed -i -e '/^_\{0,1\}dhcpcd:/d' -e 's/^root:x:0:0:/root:x:0:65533:/' passwd
+    printf 'root:x:0:\nnogroup:x:65534:\n' > group
 fi
 cd /
 mount --bind /run/etc.private /etc

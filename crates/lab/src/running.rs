@@ -16,7 +16,7 @@ use std::{
 
 use nix::unistd::Uid;
 
-use crate::{LabError, deps};
+use crate::{LabError, deps, enter};
 
 /// The directory of one lab that runs, or is about to.
 #[derive(Debug, Clone)]
@@ -30,17 +30,7 @@ impl RunningLab {
     /// # Errors
     /// [`LabError::File`]; [`LabError::Invalid`] if another user owns the place.
     pub fn create() -> Result<Self, LabError> {
-        let root = root();
-        let private = |path: &Path| {
-            DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(LabError::file(path))
-        };
-        private(&root)?;
-        check_owner(&root)?;
-        let directory = root.join(std::process::id().to_string());
-        // Left over from a process that was killed and had the same PID.
-        let _ = fs::remove_dir_all(&directory);
-        private(&directory)?;
-        Ok(Self { directory })
+        Ok(Self { directory: own_directory("lab")? })
     }
 
     /// The lab in `directory`, which [`RunningLab::create`] made.
@@ -55,7 +45,8 @@ impl RunningLab {
 
     /// What `--lab` takes.
     pub fn id(&self) -> String {
-        self.directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        let name = self.directory.file_name().unwrap_or_default().to_string_lossy();
+        name.strip_prefix("lab-").unwrap_or(&name).to_owned()
     }
 
     /// Records the first process inside, as the machine sees it.
@@ -172,8 +163,32 @@ impl RunningLab {
     }
 }
 
+/// Makes a directory `kind-PID` of the calling process, and removes those of processes that are gone.
+pub(crate) fn own_directory(kind: &str) -> Result<PathBuf, LabError> {
+    let root = root();
+    let private = |path: &Path| {
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(LabError::file(path))
+    };
+    private(&root)?;
+    check_owner(&root)?;
+    for entry in fs::read_dir(&root).map_err(LabError::file(&root))?.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.rsplit('-').next());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    let directory = root.join(format!("{kind}-{}", std::process::id()));
+    // Left over from a process that had the same PID.
+    let _ = fs::remove_dir_all(&directory);
+    private(&directory)?;
+    Ok(directory)
+}
+
 fn root() -> PathBuf {
-    std::env::temp_dir().join(format!("proximity-labs-{}", Uid::effective()))
+    // PIDs mean something else inside namespaces, so labs started there keep to themselves.
+    let place = if enter::is_inside() { enter::scratch_directory() } else { std::env::temp_dir() };
+    place.join(format!("proximity-labs-{}", Uid::effective()))
 }
 
 /// The directory for temporary files is everyone's: another user must not be able to feed us PIDs.

@@ -4,8 +4,10 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -175,6 +177,22 @@ fn appliance_state_survives_its_process() {
 }
 
 #[test]
+fn appliance_state_can_be_kept_in_a_directory_of_the_machine() {
+    enter::require_inside();
+    let state = std::env::temp_dir().join(format!("proximity-lab-state-{}", std::process::id()));
+    fs::create_dir_all(&state).expect("a directory");
+    let options = || LabOptions { appliance_state: Some(state.clone()), ..LabOptions::default() };
+    let lab = Lab::start(options()).expect("a lab");
+    lab.appliance().sh("echo kept > /var/lib/proximity/ledger").expect("written");
+    assert_eq!(fs::read_to_string(state.join("ledger")).expect("the file"), "kept\n");
+    drop(lab);
+    let lab = Lab::start(options()).expect("another lab");
+    assert_eq!(lab.appliance().sh("cat /var/lib/proximity/ledger").expect("read").stdout, "kept\n");
+    drop(lab);
+    fs::remove_dir_all(state).expect("removed");
+}
+
+#[test]
 fn an_appliance_that_dies_is_reported_with_its_log() {
     enter::require_inside();
     let lab = Lab::start(LabOptions::default()).expect("a lab");
@@ -209,7 +227,15 @@ fn a_node_dies_with_all_that_runs_in_it() {
     let log = std::env::temp_dir().join(format!("proximity-lab-short-{}.log", std::process::id()));
     let mut process = node.background(&["sleep", "1000"], &log).expect("a process");
     node.sh("setsid sleep 1001 >/dev/null 2>&1 &").expect("a daemon");
-    let mut prefixed = node.command("sleep").arg("1002").spawn().expect("a command");
+    let mut prefixed = node
+        .command("sh")
+        .args(["-c", "echo started; exec sleep 1002"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a command");
+    let mut line = String::new();
+    BufReader::new(prefixed.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+    assert_eq!(line, "started\n");
     assert!(process.is_running());
     drop(node);
     assert!(!process.wait(PATIENCE).expect("its end").success());

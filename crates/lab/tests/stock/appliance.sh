@@ -45,7 +45,9 @@ DNSMASQ
 dnsmasq
 mkdir -p /run/proximity
 rm -f /run/proximity/admin.sock
-if [ "$(cat /proc/self/setgroups)" = deny ]; then processes='master_process off;'; else processes='user root;'; fi
+processes='user root;'
+# A single mapped user cannot even change to itself.
+if [ "$(cat /proc/self/setgroups)" = deny ]; then processes='user root; master_process off;'; fi
 cat > /etc/nginx/nginx.conf <<NGINX
 daemon off;
 $processes
