@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use hyper::StatusCode;
@@ -57,7 +57,7 @@ impl Control {
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         problems.extend(self.kernel.divergence().map(|reason| format!("firewall: {reason}")));
-        let running = self.running.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let running = self.running();
         if let Some(refused) = &running.refused {
             problems
                 .push(format!("the configuration file is wrong, the last good one is in force: {refused}"));
@@ -66,6 +66,11 @@ impl Control {
             problems.push(format!("a restart is needed for {}", running.needs_restart.join(", ")));
         }
         problems
+    }
+
+    /// Held for a moment only: the control thread serves everybody else too.
+    fn running(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn dns_totals(&self) -> DnsSnapshot {
@@ -148,7 +153,8 @@ impl Appliance for Control {
         let intent = world.facts.intent();
         let problems = self.problems();
         let first = intent.networks.first();
-        let running = self.running.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let services = self.services();
+        let needs_restart = self.running().needs_restart.clone();
         Status {
             hostname: intent.hostname.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -160,18 +166,18 @@ impl Appliance for Control {
             wan_ip: world.facts.wan().addresses.first().map(|net| net.addr),
             lan_interface: first.map(|net| net.interface.to_string()).unwrap_or_default(),
             lan_ip: first.map_or([0, 0, 0, 0].into(), |net| net.address.addr),
-            services: self.services().into_iter().map(|service| (service.name, service.healthy)).collect(),
+            services: services.into_iter().map(|service| (service.name, service.healthy)).collect(),
             statistics: self.statistics(&world),
             drops: self.drops(),
             problems,
             config_file: self.config_path.display().to_string(),
-            needs_restart: running.needs_restart.iter().map(|what| (*what).to_owned()).collect(),
+            needs_restart: needs_restart.iter().map(|what| (*what).to_owned()).collect(),
         }
     }
 
     fn services(&self) -> Vec<ServiceView> {
         let world = self.world();
-        let running = self.running.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let running = self.running();
         let config = &running.started;
         let intent = world.facts.intent();
         let dhcp = intent.networks.iter().any(|net| net.dhcp_enabled);
@@ -222,15 +228,14 @@ impl Appliance for Control {
                     "the file is refused, the last good one stays in force",
                     problems = report
                 );
-                self.running.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).refused =
-                    Some(report.clone());
+                self.running().refused = Some(report.clone());
                 let hint =
                     "correct the file and reload; until then the last good configuration stays in force";
                 return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, report, hint));
             }
         };
         let needs_restart = {
-            let mut running = self.running.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut running = self.running();
             let needs_restart = new.needs_restart(&running.started);
             if needs_restart.iter().any(|what| what.starts_with("network")) {
                 // Links and sockets are as they were made; the world must not say otherwise.

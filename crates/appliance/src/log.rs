@@ -1,10 +1,11 @@
 //! One JSON line on stdout for each event.
 
+use std::fmt::Write as _;
 use std::io::Write;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use proximity_config::LogLevel;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 static LEAST: AtomicU8 = AtomicU8::new(LogLevel::Info as u8);
 
@@ -32,14 +33,17 @@ pub fn write(level: LogLevel, logger: &str, message: &str, fields: &[(&str, Stri
         LogLevel::Warn => "warn",
         LogLevel::Error => "error",
     };
-    let mut line = Map::new();
-    line.insert("level".to_owned(), word.into());
-    line.insert("ts".to_owned(), proximity_admin::rfc3339(crate::clock::now()).into());
-    line.insert("logger".to_owned(), logger.into());
-    line.insert("msg".to_owned(), message.into());
-    line.extend(fields.iter().map(|(key, value)| ((*key).to_owned(), Value::from(value.as_str()))));
-    let mut text = Value::Object(line).to_string();
-    text.push('\n');
+    let ts = proximity_admin::rfc3339(crate::clock::now()).unwrap_or_default();
+    let mut line = format!("{{\"level\":\"{word}\",\"ts\":\"{ts}\"");
+    for (key, value) in [("logger", logger), ("msg", message)] {
+        push(&mut line, key, value);
+    }
+    fields.iter().for_each(|(key, value)| push(&mut line, key, value));
+    line.push_str("}\n");
     // A reader that went away must not stop the network.
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+    let _ = std::io::stdout().lock().write_all(line.as_bytes());
+}
+
+fn push(line: &mut String, key: &str, value: &str) {
+    let _ = write!(line, ",{}:{}", Value::from(key), Value::from(value));
 }
