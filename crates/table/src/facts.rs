@@ -104,27 +104,21 @@ impl Facts {
     pub fn apply(&mut self, change: Change, touched: &mut Touched) {
         match change {
             Change::Lease(lease) => {
-                self.touch_lease(lease.ip, touched);
-                if let Some(held) = self.ledger.of_client(&lease.network, lease.mac).map(|held| held.ip) {
-                    self.touch_lease(held, touched);
-                }
-                if let Some(hostname) = &lease.hostname {
-                    self.touch_hostname(&lease.network, hostname, touched);
-                }
-                let (ip, network, hostname) = (lease.ip, lease.network.clone(), lease.hostname.clone());
+                // Whoever carries one of these names before or after may gain or lose it.
+                let (ip, network) = (lease.ip, lease.network.clone());
+                let held = self.ledger.of_client(&network, lease.mac).cloned();
+                let there = self.ledger.at(ip).cloned();
+                let leases: Vec<Arc<Lease>> =
+                    held.into_iter().chain(there).chain([Arc::new(lease.clone())]).collect();
+                leases.iter().for_each(|lease| self.touch_lease(lease, touched));
                 self.ledger.put(lease);
-                self.touch_lease(ip, touched);
-                if let Some(hostname) = hostname {
-                    self.touch_hostname(&network, &hostname, touched);
-                }
+                leases.iter().for_each(|lease| self.touch_lease(lease, touched));
             }
             Change::ForgetLease(ip) => {
-                self.touch_lease(ip, touched);
-                let gone = self.ledger.remove(ip);
-                if let Some((network, hostname)) =
-                    gone.and_then(|l| Some((l.network.clone(), l.hostname.clone()?)))
-                {
-                    self.touch_hostname(&network, &hostname, touched);
+                if let Some(lease) = self.ledger.at(ip).cloned() {
+                    self.touch_lease(&lease, touched);
+                    self.ledger.remove(ip);
+                    self.touch_lease(&lease, touched);
                 }
             }
             Change::Vhost(source, vhost) => {
@@ -196,12 +190,10 @@ impl Facts {
         Arc::make_mut(&mut self.intent)
     }
 
-    fn touch_lease(&self, ip: Ipv4Addr, touched: &mut Touched) {
-        touched.names.insert(Name::reverse(ip));
-        self.touch_vhosts(self.pointers.get(&ip), touched);
-        if let Some(lease) = self.ledger.at(ip)
-            && let Some(hostname) = &lease.hostname
-        {
+    fn touch_lease(&self, lease: &Lease, touched: &mut Touched) {
+        touched.names.insert(Name::reverse(lease.ip));
+        self.touch_vhosts(self.pointers.get(&lease.ip), touched);
+        if let Some(hostname) = &lease.hostname {
             self.touch_hostname(&lease.network, hostname, touched);
         }
     }

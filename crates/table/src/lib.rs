@@ -59,3 +59,6 @@ pub use time::Timestamp;
 pub use vhost::{BackendProtocol, BackendTarget, HealthPolicy, Vhost};
 pub use world::{App, AppState, Generation, Host, HostKind, ResolvedForward, Wan, World};
 pub use zone::{Apex, Node, RRset, Zones};
+
+#[cfg(test)]
+mod world_tests;

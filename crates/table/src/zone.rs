@@ -7,7 +7,7 @@ use crate::{Name, Timestamp};
 
 /// Authoritative data as the DNS hot path wants it: a query's lower-case name finds its node, and every
 /// value is already in wire form.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Zones {
     apexes: Arc<[Apex]>,
     nodes: HashMap<Name, Arc<Node>>,

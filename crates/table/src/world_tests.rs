@@ -1,0 +1,297 @@
+//! Derive as users and the other rooms see it.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+
+use crate::*;
+
+fn intent() -> Intent {
+    let domain: Name = "prox.local".parse().unwrap();
+    let network = Network {
+        name: "apps".into(),
+        interface: "eth1".into(),
+        address: "10.20.0.1/24".parse().unwrap(),
+        manage_link: true,
+        domain: domain.clone(),
+        dhcp_enabled: true,
+        range: "10.20.0.100-10.20.0.250".parse().unwrap(),
+        lease_time: 43_200,
+        router: ip(1),
+        dns: vec![ip(1)],
+        domain_search: vec![domain.clone()],
+        ntp: vec![],
+        mtu: None,
+        options: vec![],
+        auto_vhost: AutoVhost { enabled: true, ports: vec![80, 8080] },
+    };
+    Intent {
+        hostname: "prox-appliance".parse().unwrap(),
+        domain,
+        wan_interface: "eth0".into(),
+        networks: vec![Arc::new(network)],
+        reservations: Default::default(),
+        records: Default::default(),
+        vhosts: Default::default(),
+        forwards: Default::default(),
+        masquerade: true,
+        isolate_management: true,
+        wan_dns: false,
+    }
+}
+
+fn ip(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 20, 0, last)
+}
+
+fn lease(last: u8, client: u8, name: &str, epoch: u64) -> Lease {
+    Lease {
+        ip: ip(last),
+        mac: Mac([2, 0, 0, 0, 0, client]),
+        client_id: None,
+        hostname: Label::from_client(name.as_bytes()),
+        network: "apps".into(),
+        state: LeaseState::Bound,
+        expires: Timestamp(1_000),
+        epoch,
+    }
+}
+
+fn vhost(app: &str, target: BackendTarget) -> Vhost {
+    Vhost {
+        app_name: app.parse().unwrap(),
+        hostname: format!("{app}.prox.local").parse().unwrap(),
+        aliases: vec![],
+        backends: vec![target],
+        protocol: BackendProtocol::Http,
+        enabled: true,
+        health: HealthPolicy::default(),
+    }
+}
+
+/// Facts with a world that follows each change by patching.
+struct Table {
+    facts: Facts,
+    world: World,
+}
+
+impl Table {
+    fn new() -> Table {
+        let facts = Facts::new(intent(), Ledger::default());
+        Table { world: World::derive(facts.clone(), Generation(1)), facts }
+    }
+
+    fn apply(&mut self, change: Change) {
+        let mut touched = Touched::default();
+        self.facts.apply(change, &mut touched);
+        self.world = self.world.next(self.facts.clone(), &touched, Generation(self.world.generation.0 + 1));
+    }
+
+    fn address(&self, name: &str) -> Option<Ipv4Addr> {
+        let name: Name = name.parse().unwrap();
+        let rrset =
+            self.world.zones.node(name.as_wire())?.rrsets.iter().find(|rrset| rrset.rtype == 1)?.clone();
+        Some(<[u8; 4]>::try_from(&*rrset.rdata[0]).unwrap().into())
+    }
+
+    fn pointer(&self, last: u8) -> Option<String> {
+        let node = self.world.zones.node(Name::reverse(ip(last)).as_wire())?;
+        let rrset = node.rrsets.iter().find(|rrset| rrset.rtype == 12)?;
+        Name::from_wire(&rrset.rdata[0]).map(|name| name.to_string())
+    }
+
+    fn health(&mut self, app: &str, backend: &str, epoch: u64, state: HealthState) {
+        let key = BackendKey { addr: backend.parse().unwrap(), epoch };
+        let health = Health { state, since: Timestamp(1), reason: None };
+        self.apply(Change::Health(app.into(), key, Some(health)));
+    }
+}
+
+#[test]
+fn a_lease_gives_name_pointer_and_route_at_once() {
+    let mut table = Table::new();
+    table.apply(Change::Lease(lease(101, 1, "nginx-01", 2)));
+    assert_eq!(table.address("nginx-01.prox.local"), Some(ip(101)));
+    assert_eq!(table.pointer(101).as_deref(), Some("nginx-01.prox.local"));
+    let route = table.world.route("nginx-01.prox.local").unwrap();
+    assert_eq!((route.verdict, route.source), (Verdict::Starting, Source::Lease));
+    assert_eq!(route.usable().count(), 0, "nothing is sent to an unproven guess");
+    let app = table.world.app("nginx-01").unwrap();
+    assert_eq!(app.state(), AppState::Active);
+}
+
+#[test]
+fn the_first_proven_port_is_used() {
+    let mut table = Table::new();
+    table.apply(Change::Lease(lease(101, 1, "web", 2)));
+    table.health("web", "10.20.0.101:8080", 2, HealthState::Healthy);
+    let route = table.world.route("web.prox.local").unwrap();
+    assert_eq!(route.verdict, Verdict::Ready);
+    assert_eq!(route.usable().map(|backend| backend.key.addr.port()).collect::<Vec<_>>(), [8080]);
+    table.health("web", "10.20.0.101:8080", 2, HealthState::Unhealthy);
+    let route = table.world.route("web.prox.local").unwrap();
+    assert_eq!(route.usable().count(), 1, "a sole backend is not paused");
+}
+
+#[test]
+fn what_was_proven_of_a_former_owner_means_nothing() {
+    let mut table = Table::new();
+    table.apply(Change::Lease(lease(101, 1, "a", 2)));
+    table.health("a", "10.20.0.101:80", 2, HealthState::Healthy);
+    table.apply(Change::Lease(lease(101, 9, "a", 7)));
+    let route = table.world.route("a.prox.local").unwrap();
+    assert_eq!(route.verdict, Verdict::Starting);
+    assert!(route.candidates.iter().all(|backend| backend.key.epoch == 7));
+}
+
+#[test]
+fn an_ended_lease_loses_its_name_and_is_known_as_stopped() {
+    let mut table = Table::new();
+    table.apply(Change::Lease(lease(101, 1, "web", 2)));
+    table.apply(Change::Lease(Lease { state: LeaseState::Released, ..lease(101, 1, "web", 2) }));
+    assert_eq!(table.address("web.prox.local"), None);
+    assert_eq!(table.pointer(101), None);
+    assert_eq!(table.world.route("web.prox.local").unwrap().verdict, Verdict::Stopped);
+    table.apply(Change::ForgetLease(ip(101)));
+    assert!(table.world.route("web.prox.local").is_none());
+    assert!(table.world.app("web").is_none());
+}
+
+#[test]
+fn a_name_belongs_to_whoever_holds_it_longest() {
+    let mut table = Table::new();
+    table.apply(Change::Lease(lease(101, 1, "web", 2)));
+    table.apply(Change::Lease(lease(102, 2, "web", 3)));
+    assert_eq!(table.address("web.prox.local"), Some(ip(101)));
+    assert_eq!(table.pointer(102), None, "a contender has no name");
+    assert_eq!(table.world.app("web").unwrap().host.unwrap().contenders, 1);
+    table.apply(Change::Lease(Lease { state: LeaseState::Expired, ..lease(101, 1, "web", 2) }));
+    assert_eq!(table.address("web.prox.local"), Some(ip(102)));
+    assert_eq!(table.pointer(102).as_deref(), Some("web.prox.local"));
+}
+
+#[test]
+fn a_reservation_owns_its_name_and_resolves_without_a_lease() {
+    let mut table = Table::new();
+    table.apply(Change::Lease(lease(101, 1, "db", 2)));
+    let hostname = Some("db".parse().unwrap());
+    let reservation =
+        Reservation { network: "apps".into(), mac: Mac([2, 0, 0, 0, 0, 7]), ip: ip(10), hostname };
+    table.apply(Change::Reservation(Source::Api, reservation));
+    assert_eq!(table.address("db.prox.local"), Some(ip(10)));
+    assert_eq!(table.pointer(10).as_deref(), Some("db.prox.local"));
+    assert_eq!(table.pointer(101), None);
+}
+
+#[test]
+fn a_vhost_that_was_asked_for_always_has_a_name() {
+    let mut table = Table::new();
+    let target = BackendTarget::Address(SocketAddrV4::new(ip(50), 8080));
+    table.apply(Change::Vhost(Source::Api, vhost("wiki", target)));
+    assert_eq!(table.address("wiki.prox.local"), Some(ip(1)), "it leads to the proxy");
+    assert_eq!(table.world.route("wiki.prox.local").unwrap().verdict, Verdict::Ready);
+    table.apply(Change::RemoveVhost("wiki".parse().unwrap()));
+    assert_eq!(table.address("wiki.prox.local"), None);
+    assert!(table.world.route("wiki.prox.local").is_none());
+}
+
+#[test]
+fn a_vhost_follows_its_app_from_lease_to_lease() {
+    let mut table = Table::new();
+    let target = BackendTarget::App { name: "wiki".parse().unwrap(), port: 3000 };
+    table.apply(Change::Vhost(Source::Api, vhost("docs", target)));
+    let backend = |table: &Table| {
+        let route = table.world.route("docs.prox.local").unwrap().clone();
+        (route.verdict, route.candidates.first().map(|backend| backend.key.addr.to_string()))
+    };
+    assert_eq!(backend(&table), (Verdict::Stopped, None));
+    table.apply(Change::Lease(lease(101, 1, "wiki", 2)));
+    assert_eq!(backend(&table), (Verdict::Ready, Some("10.20.0.101:3000".into())));
+    table.apply(Change::Lease(lease(120, 1, "wiki", 3)));
+    assert_eq!(backend(&table), (Verdict::Ready, Some("10.20.0.120:3000".into())));
+    table.apply(Change::ForgetLease(ip(120)));
+    assert_eq!(backend(&table), (Verdict::Stopped, None));
+}
+
+#[test]
+fn forwards_follow_the_app() {
+    let mut table = Table::new();
+    let to = ForwardTarget::App("gitea".parse().unwrap());
+    table.apply(Change::Forward(
+        Source::Api,
+        Forward { protocol: Protocol::Tcp, port: 2222, to, to_port: 22 },
+    ));
+    assert!(table.world.forwards.is_empty());
+    table.apply(Change::Lease(lease(101, 1, "gitea", 2)));
+    assert_eq!(table.world.forwards[0].ip, ip(101));
+    table.apply(Change::Lease(Lease { state: LeaseState::Expired, ..lease(101, 1, "gitea", 2) }));
+    assert!(table.world.forwards.is_empty());
+}
+
+#[test]
+fn the_administrators_records_win() {
+    let mut table = Table::new();
+    table.apply(Change::Lease(lease(101, 1, "web", 2)));
+    let name: Name = "web.prox.local".parse().unwrap();
+    let record = Record { name: name.clone(), data: RecordData::A { address: ip(7) }, ttl: 30 };
+    table.apply(Change::Records(Source::Api, name.clone(), RecordType::A, vec![record]));
+    assert_eq!(table.address("web.prox.local"), Some(ip(7)));
+    table.apply(Change::RemoveRecords(name, RecordType::A));
+    assert_eq!(table.address("web.prox.local"), Some(ip(101)));
+}
+
+/// The one property that makes patching safe: it never shows anything that deriving anew would not.
+#[test]
+fn patching_gives_the_same_world_as_deriving() {
+    let names = ["a", "b", "c", "a", "b"];
+    for seed in 1..=60u64 {
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut below = |limit: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % limit
+        };
+        let mut table = Table::new();
+        for step in 0..60 {
+            let name = names[below(5) as usize];
+            let last = 100 + below(6) as u8;
+            let change = match below(11) {
+                0..=3 => Change::Lease(lease(last, below(6) as u8, name, step + 2)),
+                4 => match table.facts.ledger().at(ip(last)) {
+                    Some(held) => Change::Lease(Lease { state: LeaseState::Released, ..(**held).clone() }),
+                    None => continue,
+                },
+                5 => Change::ForgetLease(ip(last)),
+                6 => {
+                    let target = BackendTarget::App { name: name.parse().unwrap(), port: 80 };
+                    Change::Vhost(Source::Api, vhost(["v", "w", "a"][below(3) as usize], target))
+                }
+                7 => {
+                    let target = BackendTarget::Address(SocketAddrV4::new(ip(last), 80));
+                    Change::Vhost(Source::Api, vhost(["v", "w"][below(2) as usize], target))
+                }
+                8 => Change::RemoveVhost(["v", "w", "a"][below(3) as usize].parse().unwrap()),
+                9 => {
+                    let epoch = table.facts.ledger().bound_at(ip(last)).map_or(0, |lease| lease.epoch);
+                    let key = BackendKey { addr: SocketAddrV4::new(ip(last), 80), epoch };
+                    let health = Health { state: HealthState::Healthy, since: Timestamp(step), reason: None };
+                    Change::Health(name.into(), key, (below(3) > 0).then_some(health))
+                }
+                _ => {
+                    let to = ForwardTarget::App(name.parse().unwrap());
+                    Change::Forward(
+                        Source::Api,
+                        Forward { protocol: Protocol::Tcp, port: 22, to, to_port: 22 },
+                    )
+                }
+            };
+            let shown = format!("seed {seed} step {step}: {change:?}");
+            table.apply(change);
+            let anew = World::derive(table.facts.clone(), table.world.generation);
+            assert_eq!(table.world.hosts, anew.hosts, "{shown}");
+            assert_eq!(table.world.routes, anew.routes, "{shown}");
+            assert_eq!(table.world.forwards, anew.forwards, "{shown}");
+            assert_eq!(table.world.zones, anew.zones, "{shown}");
+        }
+    }
+}
