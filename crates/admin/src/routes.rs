@@ -20,6 +20,11 @@ use crate::{Appliance, BASE, Change, Problem, Token, auth, edit};
 /// Most octets of a request's body.
 const MOST_BODY: usize = 1 << 20;
 
+/// What a browser finds at the root until there are pages.
+const LANDING: &str = "Proximity's admin API is here, under /api/v1/appliance (status, apps, vhosts, dhcp/leases, dns/records).\n\
+    Over TCP it wants `Authorization: Bearer <token>`; the token is in state_dir/admin.token.\n\
+    This version has no web pages; the command `proximity status` shows the same.\n";
+
 /// Who may use the API on a listener.
 #[derive(Clone, Debug)]
 pub enum Trust {
@@ -72,6 +77,7 @@ pub fn router<A: Appliance>(appliance: Arc<A>, trust: Trust) -> Router {
         .layer(middleware::from_fn_with_state((appliance.clone(), trust.clone()), authorize::<A>));
     Router::new()
         .nest(BASE, api)
+        .route("/", get(async || LANDING))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready::<A>))
         .fallback(unknown_path)

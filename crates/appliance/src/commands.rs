@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::api_client::ApiClient;
 use crate::cli::{AppCommand, DnsCommand, ForwardCommand, LeaseCommand, Place, VhostArgs, VhostCommand};
-use crate::{daemon, table_text};
+use crate::{say, table_text};
 
 /// What holds for every command.
 pub struct Asked {
@@ -33,15 +33,12 @@ pub fn validate(asked: &Asked, file: Option<PathBuf>) -> Done {
     if asked.json {
         let problems = result.as_ref().err().map(proximity_config::Report::problems).unwrap_or_default();
         let problems = problems.iter().map(|p| json!({"line": p.line, "message": p.message, "hint": p.hint}));
-        println!(
-            "{}",
-            json!({"file": path, "valid": result.is_ok(), "problems": problems.collect::<Vec<_>>()})
-        );
+        say!("{}", json!({"file": path, "valid": result.is_ok(), "problems": problems.collect::<Vec<_>>()}));
     }
     match result {
         Ok(_) if asked.json => Ok(()),
         Ok(_) => {
-            println!("{} is right", path.display());
+            say!("{} is right", path.display());
             Ok(())
         }
         Err(report) => {
@@ -57,12 +54,12 @@ pub fn validate(asked: &Asked, file: Option<PathBuf>) -> Done {
 pub fn version(asked: &Asked) -> Done {
     let version = env!("CARGO_PKG_VERSION");
     if asked.json {
-        println!(
+        say!(
             "{}",
             json!({"name": "proximity", "version": version, "target_os": std::env::consts::OS, "target_arch": std::env::consts::ARCH})
         );
     } else {
-        println!("proximity {version} ({} {})", std::env::consts::OS, std::env::consts::ARCH);
+        say!("proximity {version} ({} {})", std::env::consts::OS, std::env::consts::ARCH);
     }
     Ok(())
 }
@@ -70,9 +67,9 @@ pub fn version(asked: &Asked) -> Done {
 pub fn reload(asked: &Asked) -> Done {
     let answer = asked.call(Method::POST, "/reload", None)?;
     asked.show(answer, |done: Reloaded| {
-        println!("the configuration is in force as generation {}", done.generation);
+        say!("the configuration is in force as generation {}", done.generation);
         if !done.needs_restart.is_empty() {
-            println!("a restart is needed for {}", done.needs_restart.join(", "));
+            say!("a restart is needed for {}", done.needs_restart.join(", "));
         }
     })
 }
@@ -80,29 +77,34 @@ pub fn reload(asked: &Asked) -> Done {
 pub fn status(asked: &Asked) -> Done {
     let answer = asked.call(Method::GET, "/status", None)?;
     asked.show(answer, |status: Status| {
-        println!(
+        say!(
             "{} is {} (version {}, generation {})",
-            status.hostname, status.health_status, status.version, status.generation
+            status.hostname,
+            status.health_status,
+            status.version,
+            status.generation
         );
-        println!(
+        say!(
             "up {} s, ready {} ms after its start, configuration {}",
-            status.uptime_seconds, status.ready_after_ms, status.config_file
+            status.uptime_seconds,
+            status.ready_after_ms,
+            status.config_file
         );
         let wan = status.wan_ip.map_or_else(|| "no address yet".to_owned(), |ip| ip.to_string());
-        println!("WAN {} {wan}, apps {} {}", status.wan_interface, status.lan_interface, status.lan_ip);
-        status.problems.iter().for_each(|problem| println!("! {problem}"));
-        println!();
+        say!("WAN {} {wan}, apps {} {}", status.wan_interface, status.lan_interface, status.lan_ip);
+        status.problems.iter().for_each(|problem| say!("! {problem}"));
+        say!("");
         let services = status.services.iter().map(|(name, healthy)| {
             vec![name.clone(), if *healthy { "running" } else { "not running" }.to_owned()]
         });
         table_text::print(&["service", "state"], &services.collect::<Vec<_>>());
-        println!();
+        say!("");
         let count = |map: &std::collections::BTreeMap<String, u64>| {
             map.iter().map(|(name, value)| vec![name.clone(), value.to_string()]).collect::<Vec<_>>()
         };
         table_text::print(&["figure", "value"], &count(&status.statistics));
         if !status.drops.is_empty() {
-            println!();
+            say!("");
             table_text::print(&["dropped or refused", "count"], &count(&status.drops));
         }
     })
@@ -147,7 +149,7 @@ pub fn app(asked: &Asked, command: AppCommand) -> Done {
                     ));
                 }
                 rows.extend(app.notes.into_iter().map(|note| ("note", note)));
-                rows.into_iter().for_each(|(key, value)| println!("{key:12} {value}"));
+                rows.into_iter().for_each(|(key, value)| say!("{key:12} {value}"));
             })
         }
     }
@@ -296,8 +298,8 @@ impl Asked {
         let socket = match &self.place.socket {
             Some(socket) => socket.clone(),
             None => {
-                let config = daemon::read_config(&self.place.config).map_err(|error| error.to_string())?;
-                config.appliance.run_dir.join("admin.sock")
+                let text = std::fs::read_to_string(&self.place.config).unwrap_or_default();
+                proximity_config::Config::run_dir(&text).join("admin.sock")
             }
         };
         ApiClient::new(socket).call(method, path, body)
@@ -305,7 +307,7 @@ impl Asked {
 
     fn show<T: DeserializeOwned>(&self, answer: Value, print: impl FnOnce(T)) -> Done {
         if self.json {
-            println!("{answer}");
+            say!("{answer}");
             return Ok(());
         }
         let value = serde_json::from_value(answer);
@@ -322,7 +324,7 @@ impl Asked {
         let answer = self.call(Method::GET, path, None)?;
         self.show(answer, |page: Page<T>| {
             if page.items.is_empty() {
-                println!("{empty}");
+                say!("{empty}");
             } else {
                 table_text::print(headings, &page.items.into_iter().map(row).collect::<Vec<_>>());
             }
@@ -332,9 +334,9 @@ impl Asked {
     fn change(&self, method: Method, path: &str, body: Option<Value>, done: &str) -> Done {
         let answer = self.call(method, path, body.as_ref())?;
         if self.json {
-            println!("{answer}")
+            say!("{answer}")
         } else {
-            println!("{done}")
+            say!("{done}")
         }
         Ok(())
     }

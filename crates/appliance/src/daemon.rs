@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proximity_admin::Listener;
 use proximity_config::Config;
 use proximity_dhcp::Stats;
@@ -49,6 +50,7 @@ pub enum RunError {
 pub fn run(config_path: &Path, uptime: Uptime) -> Result<(), RunError> {
     let config = read_config(config_path)?;
     log::set_level(config.appliance.log_level);
+    raise_descriptor_limit();
     // One thread for everything that is not a hot path.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(config_path, config, uptime))
@@ -69,7 +71,7 @@ async fn serve(config_path: &Path, config: Config, uptime: Uptime) -> Result<(),
     let kernel = Kernel::start(admin_ports);
     let dhcp = Arc::new(Stats::default());
     // The firewall stands before the links carry anything and before packets are forwarded.
-    let registrar = Registrar::start(store, state, &config.intent, kernel.clone(), dhcp.clone());
+    let registrar = Registrar::start(store, state, &config.intent, kernel.clone(), dhcp.clone())?;
     lan::bring_up(&links, &config.intent.networks).await?;
     let forwarding = allow_forwarding();
 
@@ -151,6 +153,15 @@ pub fn read_config(path: &Path) -> Result<Config, RunError> {
         }
     };
     Config::parse(&text).map_err(|report| RunError::Config(report.for_file(&path.display().to_string())))
+}
+
+/// Connections are descriptors, and the usual soft limit of 1,024 is a thousand clients.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        log!(Warn, "appliance", "the limit of open files stays as it is", error = error);
+    }
 }
 
 fn allow_forwarding() -> Option<sysctl::Setting> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
@@ -30,6 +31,8 @@ pub struct Kernel {
     orders: SyncSender<Order>,
     /// In what the kernel differs from the plan; `None` while it does not.
     divergence: Arc<ArcSwap<Option<String>>>,
+    /// Whether an order was lost because too many waited.
+    missed: Arc<AtomicBool>,
     port: Option<u32>,
 }
 
@@ -56,12 +59,20 @@ impl Kernel {
         let divergence = Arc::new(ArcSwap::from_pointee(Some("the firewall was not applied yet".to_owned())));
         let nft = Nft::open().map_err(|error| error.to_string());
         let port = nft.as_ref().ok().map(Nft::port);
-        let state = Thread { nft, admin_ports, divergence: divergence.clone(), world: None, plan: None };
+        let missed = Arc::new(AtomicBool::new(false));
+        let state = Thread {
+            nft,
+            admin_ports,
+            divergence: divergence.clone(),
+            missed: missed.clone(),
+            world: None,
+            plan: None,
+        };
         thread::Builder::new()
             .name("kernel".into())
             .spawn(move || state.run(&inbox))
             .expect("threads can be made");
-        Kernel { orders, divergence, port }
+        Kernel { orders, divergence, missed, port }
     }
 
     /// Makes the kernel match a world; returns when it does, or when it took too long or failed, which then
@@ -108,6 +119,7 @@ struct Thread {
     nft: Result<Nft, String>,
     admin_ports: Vec<u16>,
     divergence: Arc<ArcSwap<Option<String>>>,
+    missed: Arc<AtomicBool>,
     world: Option<Arc<World>>,
     /// What the kernel should have; `None` after a failure, so that everything is applied anew.
     plan: Option<Ruleset>,
@@ -161,7 +173,7 @@ impl Thread {
     }
 
     fn apply(&mut self, ruleset: bool, leased: &LeasedChange) -> Result<(), String> {
-        if ruleset || self.plan.is_none() {
+        if self.missed.swap(false, Ordering::Acquire) || ruleset || self.plan.is_none() {
             return self.apply_everything();
         }
         let nft = self.nft.as_mut().map_err(|error| error.clone())?;

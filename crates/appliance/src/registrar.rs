@@ -11,7 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use proximity_admin::{Edit, Problem};
 use proximity_dhcp::{Answer, Drop, Reply, Request, Server, Stats};
-use proximity_store::{State, Store};
+use proximity_store::{State, Store, StoreError};
 use proximity_table::{
     BackendKey, Change, Facts, Generation, Health, Intent, Lease, LeaseState, Ledger, Timestamp, Touched,
     Wan, World,
@@ -81,7 +81,9 @@ impl Registrar {
         intent: &Intent,
         kernel: Kernel,
         stats: Arc<Stats>,
-    ) -> Registrar {
+    ) -> Result<Registrar, StoreError> {
+        let block_end = state.generation + GENERATION_BLOCK;
+        store.commit(&[], Some(block_end))?;
         let objects = ApiObjects::of(state.objects);
         let facts = Facts::new(objects.merge(intent), Ledger::of(state.leases));
         let generation = Generation(state.generation + 1);
@@ -98,13 +100,13 @@ impl Registrar {
             server: Server::default(),
             world: shared.clone(),
             published: notify,
-            block_end: state.generation,
+            block_end,
         };
         thread::Builder::new()
             .name("registrar".into())
             .spawn(move || writer.run(&inbox))
             .expect("threads can be made");
-        Registrar { commands, world: shared, published }
+        Ok(Registrar { commands, world: shared, published })
     }
 
     /// The published world.
@@ -314,7 +316,7 @@ impl Writer {
         self.send(batch, generation);
     }
 
-    fn commit(&mut self, batch: &Batch) -> Result<(), proximity_store::StoreError> {
+    fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
         let durable = batch.changes.iter().any(Store::is_durable);
         let next_block = batch.generation.0 >= self.block_end && !batch.changes.is_empty();
         if !durable && !next_block {

@@ -1,6 +1,21 @@
+use std::io::Write;
+
+/// Prints a line: `say!("{name} is there")`.
+#[macro_export]
+macro_rules! say {
+    ($($part:tt)*) => { $crate::table_text::write(&format!("{}\n", format_args!($($part)*))) };
+}
+
+/// Writes to stdout. A reader that has seen enough (`| head`) ends the program in silence.
+pub fn write(text: &str) {
+    if std::io::stdout().lock().write_all(text.as_bytes()).is_err() {
+        std::process::exit(0);
+    }
+}
+
 /// Prints rows under headings, each column as wide as its widest cell.
 pub fn print(headings: &[&str], rows: &[Vec<String>]) {
-    print!("{}", render(headings, rows));
+    write(&render(headings, rows));
 }
 
 fn render(headings: &[&str], rows: &[Vec<String>]) -> String {

@@ -23,6 +23,8 @@ use section::Section;
 /// Where `proximity run` looks for its configuration.
 pub const DEFAULT_PATH: &str = "/etc/proximity/proximity.toml";
 
+const DEFAULT_RUN_DIR: &str = "/run/proximity";
+
 /// What a configuration file says, defaults filled in.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -122,6 +124,15 @@ impl Config {
         report.into_result(config)
     }
 
+    /// Where the admin socket of an appliance with this file is, even while the file is wrong otherwise: the
+    /// commands that help to mend it must find the running appliance.
+    pub fn run_dir(text: &str) -> PathBuf {
+        let document = toml_edit::Document::parse(text).ok();
+        let written =
+            document.as_ref().and_then(|document| document.get("appliance")?.get("run_dir")?.as_str());
+        written.unwrap_or(DEFAULT_RUN_DIR).into()
+    }
+
     /// What in `self` takes effect only when the process starts anew, compared with `running`.
     pub fn needs_restart(&self, running: &Config) -> Vec<&'static str> {
         let mut changed = Vec::new();
@@ -149,7 +160,7 @@ impl Config {
         let appliance = Appliance {
             state_dir: table.path("state_dir", "/var/lib/proximity"),
             log_dir: table.path("log_dir", "/var/log/proximity"),
-            run_dir: table.path("run_dir", "/run/proximity"),
+            run_dir: table.path("run_dir", DEFAULT_RUN_DIR),
             log_level: match table.word("log_level", &["info", "debug", "warn", "error"]) {
                 "debug" => LogLevel::Debug,
                 "warn" => LogLevel::Warn,

@@ -154,3 +154,11 @@ fn garbage_is_refused_without_panic() {
         assert!(Config::parse(text).is_err(), "{text}");
     }
 }
+
+#[test]
+fn the_running_appliance_is_found_through_a_wrong_file() {
+    let dir = |text: &str| Config::run_dir(text).display().to_string();
+    assert_eq!(dir(""), "/run/proximity");
+    assert_eq!(dir("[appliance]\nrun_dir = \"/tmp/x\"\nunknown = 1\n"), "/tmp/x");
+    assert_eq!(dir("not toml"), "/run/proximity");
+}
