@@ -1,0 +1,3 @@
+//! The appliance from end to end. Run as `proximity-lab enter -- cargo test -p proximity-tests`.
+
+mod clients;
