@@ -83,9 +83,12 @@ impl Kernel {
         }
         let (done, finished) = sync_channel(1);
         let order = Order::Match { world: world.clone(), ruleset, leased, done };
-        if self.orders.send(order).is_ok()
-            && finished.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout)
-        {
+        // A thread that is stuck in the kernel must not stop the registrar too: what it misses now it makes
+        // up by applying everything.
+        if self.orders.try_send(order).is_err() {
+            self.missed.store(true, Ordering::Release);
+        }
+        if finished.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
             log!(Warn, "kernel", "the firewall is late", generation = world.generation);
         }
     }
