@@ -36,7 +36,7 @@ pub(crate) struct Options {
     /// How many apps to start
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(0..=50))]
     apps: u8,
-    /// Local port of the appliance's UI; the next free one if taken
+    /// Local port of the appliance's admin API; the next free one if taken
     #[arg(long, default_value_t = 9090)]
     ui_port: u16,
     /// Local port of the appliance's reverse proxy; the next free one if taken
@@ -69,7 +69,7 @@ pub(crate) fn run(options: Options) -> Result<u8, LabError> {
     deps::check()?;
     let own = super::own_binary()?;
     let bin = appliance_binary(options.bin, &own)?;
-    let ui = bind("UI", options.ui_port)?;
+    let ui = bind("admin API", options.ui_port)?;
     let proxy = bind("reverse proxy", options.proxy_port)?;
     let mut exec = format!("{} exec", enter::own_name());
     let alone = RunningLab::all().is_empty();
@@ -228,7 +228,7 @@ fn tour(options: &InsideOptions, apps: &[Leased], took: Duration) -> String {
     }
     text += &format!(
         "
-  On this machine   appliance UI     http://127.0.0.1:{ui_port}/
+  On this machine   admin API        http://127.0.0.1:{ui_port}/api/v1/appliance/   (with the token, see below)
                     reverse proxy    http://127.0.0.1:{proxy_port}/   (by Host header)
   Management LAN    192.168.1.0/24   router .1, appliance .2, client .50 (Proxmox UI on :8006)
   App LAN           10.20.0.0/24     appliance .1, apps by DHCP
@@ -250,12 +250,19 @@ To try, in another terminal:
   # DNS, forward and reverse, as an app sees it
   {exec} {sibling} -- busybox nslookup {name}.prox.local
   {exec} {sibling} -- busybox nslookup {address}
-  # An app reaches the internet, but neither the management LAN nor the appliance's UI
+  # An app reaches the internet, but neither the management LAN nor the admin API
   {exec} {name} -- curl -s http://www.example.com/
   {exec} {name} -- curl -sm 3 http://192.168.1.50:8006/
   {exec} {name} -- curl -sm 3 http://10.20.0.1:9090/
   # What the appliance knows
   {exec} appliance -- {bin} app ls
+  {exec} appliance -- {bin} status
+  # The same over the admin API
+  TOKEN=$({exec} appliance -- cat /var/lib/proximity/admin.token)
+  curl -H \"Authorization: Bearer $TOKEN\" http://127.0.0.1:{ui_port}/api/v1/appliance/apps/{name}
+  # Another name for an app, at once and for good
+  {exec} appliance -- {bin} vhost add docs {name}:80
+  curl -H 'Host: docs.prox.local' http://127.0.0.1:{proxy_port}/
 ",
             address = first.address,
         );
