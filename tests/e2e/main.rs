@@ -1,3 +1,5 @@
 //! The appliance from end to end. Run as `proximity-lab enter -- cargo test -p proximity-tests`.
 
 mod clients;
+mod crash;
+mod wire_order;
