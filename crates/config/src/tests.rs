@@ -162,3 +162,14 @@ fn the_running_appliance_is_found_through_a_wrong_file() {
     assert_eq!(dir("[appliance]\nrun_dir = \"/tmp/x\"\nunknown = 1\n"), "/tmp/x");
     assert_eq!(dir("not toml"), "/run/proximity");
 }
+
+#[test]
+fn every_configuration_in_the_readme_is_right() {
+    let readme = include_str!("../../../README.md");
+    let blocks: Vec<&str> =
+        readme.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        Config::parse(block).unwrap_or_else(|report| panic!("{report}\n{block}"));
+    }
+}
