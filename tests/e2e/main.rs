@@ -2,4 +2,5 @@
 
 mod clients;
 mod crash;
+mod vhosts;
 mod wire_order;
