@@ -23,7 +23,7 @@ pub fn put_vhost(facts: &Facts, vhost: Vhost, replace: bool) -> Result<Vec<Chang
         Some((Source::Config, _)) => return Err(Problem::owned_by_file("vhost", &name)),
         Some((_, same)) if **same == vhost => return Ok(Vec::new()),
         Some(_) if !replace => {
-            let hint = format!("use PUT /vhosts/{name} to change it");
+            let hint = format!("change it with PUT /vhosts/{name}, or `proximity vhost set {name} …`");
             return Err(Problem::conflict(format!("there is a vhost `{name}` already"), hint));
         }
         None if vhosts.len() >= MOST_OBJECTS => return Err(full("vhosts")),
