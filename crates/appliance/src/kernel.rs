@@ -9,10 +9,10 @@ use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use proximity_net::policy::{Ipv4Net as NetAddress, LanPolicy, Policy, PortForward, Protocol as Transport};
+use proximity_net::policy::{LanPolicy, Policy, PortForward};
 use proximity_net::ruleset::Ruleset;
 use proximity_net::{Nft, VerifyError};
-use proximity_table::{Ipv4Net, Protocol, World};
+use proximity_table::World;
 
 use crate::log;
 
@@ -223,17 +223,16 @@ impl Thread {
 /// The firewall's view of a world.
 fn policy(world: &World, admin_ports: &[u16]) -> Policy {
     let intent = world.facts.intent();
-    let net = |net: Ipv4Net| NetAddress::new(net.addr, net.prefix);
     Policy {
         table_name: TABLE.to_owned(),
-        wan_addresses: world.facts.wan().addresses.iter().filter_map(|address| net(*address)).collect(),
+        wan_addresses: world.facts.wan().addresses.clone(),
         networks: intent
             .networks
             .iter()
-            .filter_map(|network| {
-                let subnet = net(network.address)?.network();
-                let interface = network.interface.to_string();
-                Some(LanPolicy { interface, subnet, gateway: network.address.addr })
+            .map(|network| LanPolicy {
+                interface: network.interface.to_string(),
+                subnet: network.address.subnet(),
+                gateway: network.address.addr,
             })
             .collect(),
         masquerade: intent.masquerade,
@@ -244,10 +243,7 @@ fn policy(world: &World, admin_ports: &[u16]) -> Policy {
             .forwards
             .iter()
             .map(|forward| PortForward {
-                protocol: match forward.protocol {
-                    Protocol::Tcp => Transport::Tcp,
-                    Protocol::Udp => Transport::Udp,
-                },
+                protocol: forward.protocol,
                 port: forward.port,
                 to: SocketAddrV4::new(forward.ip, forward.to_port),
             })

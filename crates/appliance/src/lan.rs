@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proximity_dhcp::{Datagram, Destination, Drop, Reply, Request, Stats, build, parse};
 use proximity_net::{LinkError, Links, PacketError, PacketSocket};
-use proximity_table::{Ipv4Net, Mac, Network};
+use proximity_table::{Mac, Network};
 
 use crate::log;
 use crate::registrar::{Inquiry, Registrar, ReplySender};
@@ -89,16 +89,9 @@ pub async fn bring_up(links: &Links, networks: &[Arc<Network>]) -> Result<(), Li
     links.ensure_up("lo").await?;
     for network in networks.iter().filter(|network| network.manage_link) {
         links.ensure_up(&network.interface).await?;
-        if let Some(address) = net_address(network.address) {
-            links.set_address(&network.interface, address, &[]).await?;
-        }
+        links.set_address(&network.interface, network.address, &[]).await?;
     }
     Ok(())
-}
-
-/// The kernel edge's form of an address.
-pub fn net_address(net: Ipv4Net) -> Option<proximity_net::policy::Ipv4Net> {
-    proximity_net::policy::Ipv4Net::new(net.addr, net.prefix)
 }
 
 /// Why a network's wire cannot be used.

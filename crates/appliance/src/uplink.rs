@@ -9,7 +9,7 @@ use proximity_net::{LinkChange, LinkError, LinkWatch, Links, PacketSocket};
 use proximity_table::{Ipv4Net, Label, Mac, Wan};
 
 use crate::clock::{Uptime, entropy};
-use crate::lan::{WireError, net_address};
+use crate::lan::WireError;
 use crate::log;
 use crate::registrar::Registrar;
 
@@ -101,14 +101,14 @@ impl Uplink {
                         server = binding.server
                     );
                 }
-                let ours: Vec<_> = dhcp.bound.iter().filter_map(|bound| net_address(bound.address)).collect();
+                let ours: Vec<_> = dhcp.bound.iter().map(|bound| bound.address).collect();
                 self.take(links, binding.address, binding.gateway, &ours).await?;
                 dhcp.bound = Some(binding);
             }
             Command::Unbind => {
                 log!(Warn, "uplink", "the address is lost");
-                if let Some(address) = dhcp.bound.take().and_then(|bound| net_address(bound.address)) {
-                    links.remove_address(&self.interface, address).await?;
+                if let Some(bound) = dhcp.bound.take() {
+                    links.remove_address(&self.interface, bound.address).await?;
                 }
             }
         }
@@ -122,12 +122,10 @@ impl Uplink {
         links: &Links,
         address: Ipv4Net,
         gateway: Option<Ipv4Addr>,
-        ours: &[proximity_net::policy::Ipv4Net],
+        ours: &[Ipv4Net],
     ) -> Result<(), LinkError> {
         self.registrar.set_wan(Wan { addresses: vec![address], gateway }).await;
-        if let Some(address) = net_address(address) {
-            links.set_address(&self.interface, address, ours).await?;
-        }
+        links.set_address(&self.interface, address, ours).await?;
         match gateway {
             Some(gateway) => links.replace_default_route(gateway, &self.interface).await,
             None => Ok(()),
@@ -136,9 +134,7 @@ impl Uplink {
 
     /// Tells the registrar which addresses the link has, if they are others than it was told.
     async fn tell(&self, links: &Links, told: &mut Option<Vec<Ipv4Net>>) -> Result<(), LinkError> {
-        let found = links.addresses(&self.interface).await?;
-        let mut addresses: Vec<Ipv4Net> =
-            found.into_iter().map(|net| Ipv4Net { addr: net.addr(), prefix: net.prefix_len() }).collect();
+        let mut addresses = links.addresses(&self.interface).await?;
         addresses.sort();
         if told.as_ref() != Some(&addresses) {
             let gateway = self.registrar.world().load().facts.wan().gateway;

@@ -187,7 +187,7 @@ impl Links {
     }
 
     async fn add_address(&self, index: u32, name: &str, address: Ipv4Net) -> Result<(), LinkError> {
-        let request = self.handle.address().add(index, IpAddr::V4(address.addr()), address.prefix_len());
+        let request = self.handle.address().add(index, IpAddr::V4(address.addr), address.prefix);
         request.replace().execute().await.map_err(refused(format!("add {address} to {name}")))
     }
 

@@ -257,10 +257,10 @@ fn add_any_bit(rule: &mut nftnl::Rule<'_>, bits: u32) {
 }
 
 fn add_subnet(rule: &mut nftnl::Rule<'_>, net: Ipv4Net, op: CmpOp) {
-    if net.prefix_len() < 32 {
+    if net.prefix < 32 {
         rule.add_expr(&Bitwise::new(net.mask(), Ipv4Addr::UNSPECIFIED));
     }
-    rule.add_expr(&Cmp::new(op, net.network().addr()));
+    rule.add_expr(&Cmp::new(op, net.network()));
 }
 
 fn add_verdict(rule: &mut nftnl::Rule<'_>, verdict: Verdict) {

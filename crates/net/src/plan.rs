@@ -43,7 +43,7 @@ pub fn plan(policy: &Policy) -> Result<Ruleset, PlanError> {
     check(policy)?;
     let lans = policy.networks.iter().map(|lan| lan.interface.clone()).collect();
     let gateways = policy.networks.iter().map(|lan| lan.gateway);
-    let own = gateways.chain(policy.wan_addresses.iter().map(|net| net.addr())).collect();
+    let own = gateways.chain(policy.wan_addresses.iter().map(|net| net.addr)).collect();
     Ok(Ruleset {
         table: policy.table_name.clone(),
         sets: vec![
@@ -65,7 +65,7 @@ pub fn plan(policy: &Policy) -> Result<Ruleset, PlanError> {
 fn leased_size(policy: &Policy) -> u32 {
     const MOST: u32 = 1 << 20;
     const BATCH: u32 = 4096;
-    let size = |lan: &LanPolicy| 1u32.checked_shl(32 - u32::from(lan.subnet.prefix_len())).unwrap_or(MOST);
+    let size = |lan: &LanPolicy| 1u32.checked_shl(32 - u32::from(lan.subnet.prefix)).unwrap_or(MOST);
     let all = policy.networks.iter().map(size).fold(0u32, u32::saturating_add).clamp(1, MOST);
     all + all.min(BATCH)
 }
@@ -129,7 +129,7 @@ fn input(policy: &Policy) -> Vec<Rule> {
     for lan in &policy.networks {
         // 0.0.0.0 is how a DHCP client speaks before it has an address.
         let nobody = Ipv4Net::new(Ipv4Addr::UNSPECIFIED, 32).expect("32 is a valid prefix length");
-        let matches = vec![from_lan(lan), Match::SourceNot(lan.subnet.network()), Match::SourceNot(nobody)];
+        let matches = vec![from_lan(lan), Match::SourceNot(lan.subnet.subnet()), Match::SourceNot(nobody)];
         rules.push(counted(format!("spoof-input-{}", lan.interface), matches, Verdict::Drop));
     }
     let wan = || Match::InputInterface(policy.wan_interface.clone());
@@ -162,7 +162,7 @@ fn forward(policy: &Policy) -> Vec<Rule> {
         counted("invalid-to-lan", vec![to_lans(), Match::Invalid], Verdict::Drop),
     ];
     for lan in &policy.networks {
-        let matches = vec![from_lan(lan), Match::SourceNot(lan.subnet.network())];
+        let matches = vec![from_lan(lan), Match::SourceNot(lan.subnet.subnet())];
         rules.push(counted(format!("spoof-{}", lan.interface), matches, Verdict::Drop));
     }
     if policy.isolate_management {
@@ -190,7 +190,7 @@ fn forward(policy: &Policy) -> Vec<Rule> {
 fn postrouting(policy: &Policy) -> Vec<Rule> {
     let mut rules = Vec::new();
     for lan in &policy.networks {
-        let source = || Match::Source(lan.subnet.network());
+        let source = || Match::Source(lan.subnet.subnet());
         if policy.masquerade {
             let matches = vec![Match::OutputInterface(policy.wan_interface.clone()), source()];
             rules.push(counted(format!("masquerade-{}", lan.interface), matches, Verdict::Masquerade));
@@ -220,7 +220,7 @@ fn silent(id: impl Into<String>, matches: Vec<Match>, verdict: Verdict) -> Rule 
 /// The subnets as disjoint ascending ranges: two uplink addresses may share or nest their subnets, which an
 /// interval set refuses.
 fn merged(nets: &[Ipv4Net]) -> Vec<(Ipv4Addr, Ipv4Addr)> {
-    let mut ranges: Vec<_> = nets.iter().map(|net| (net.network().addr(), net.last())).collect();
+    let mut ranges: Vec<_> = nets.iter().map(|net| (net.network(), net.broadcast())).collect();
     ranges.sort_unstable();
     let mut merged: Vec<(Ipv4Addr, Ipv4Addr)> = Vec::new();
     for (first, last) in ranges {

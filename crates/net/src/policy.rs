@@ -1,8 +1,9 @@
 //! What the firewall has to achieve, in the words of the configuration. Plain data; [`crate::plan`] turns
 //! it into rules.
 
-use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
+
+pub use proximity_table::{Ipv4Net, Protocol};
 
 /// Everything the ruleset depends on, except the leased addresses (those are a set that changes on its own).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,106 +72,4 @@ pub struct PortForward {
     pub port: u16,
     /// Where it leads.
     pub to: SocketAddrV4,
-}
-
-/// A transport protocol with ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Protocol {
-    /// TCP
-    Tcp,
-    /// UDP
-    Udp,
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        })
-    }
-}
-
-/// An IPv4 address with a prefix length. Host bits are kept: see [`Ipv4Net::network`] for the subnet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Ipv4Net {
-    addr: Ipv4Addr,
-    prefix_len: u8,
-}
-
-impl Ipv4Net {
-    /// `None` when `prefix_len` is over 32.
-    pub const fn new(addr: Ipv4Addr, prefix_len: u8) -> Option<Self> {
-        if prefix_len > 32 { None } else { Some(Ipv4Net { addr, prefix_len }) }
-    }
-
-    /// The address as given, host bits included.
-    pub const fn addr(self) -> Ipv4Addr {
-        self.addr
-    }
-
-    /// Prefix length in bits, 0–32.
-    pub const fn prefix_len(self) -> u8 {
-        self.prefix_len
-    }
-
-    /// The netmask as an address.
-    pub const fn mask(self) -> Ipv4Addr {
-        Ipv4Addr::from_bits(mask_bits(self.prefix_len))
-    }
-
-    /// The subnet: host bits cleared.
-    pub const fn network(self) -> Ipv4Net {
-        let bits = self.addr.to_bits() & mask_bits(self.prefix_len);
-        Ipv4Net { addr: Ipv4Addr::from_bits(bits), prefix_len: self.prefix_len }
-    }
-
-    /// The highest address of the subnet.
-    pub const fn last(self) -> Ipv4Addr {
-        Ipv4Addr::from_bits(self.addr.to_bits() | !mask_bits(self.prefix_len))
-    }
-
-    /// Whether the subnet holds `addr`.
-    pub const fn contains(self, addr: Ipv4Addr) -> bool {
-        let mask = mask_bits(self.prefix_len);
-        addr.to_bits() & mask == self.addr.to_bits() & mask
-    }
-}
-
-const fn mask_bits(prefix_len: u8) -> u32 {
-    match prefix_len {
-        0 => 0,
-        n => u32::MAX << (32 - n as u32),
-    }
-}
-
-impl fmt::Display for Ipv4Net {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.addr, self.prefix_len)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_net_keeps_its_address_and_knows_its_subnet() {
-        let net = Ipv4Net::new(Ipv4Addr::new(192, 168, 1, 77), 26).unwrap();
-        assert_eq!(net.addr(), Ipv4Addr::new(192, 168, 1, 77));
-        assert_eq!(net.network().to_string(), "192.168.1.64/26");
-        assert_eq!(net.last(), Ipv4Addr::new(192, 168, 1, 127));
-        assert_eq!(net.mask(), Ipv4Addr::new(255, 255, 255, 192));
-        assert!(net.contains(Ipv4Addr::new(192, 168, 1, 64)));
-        assert!(!net.contains(Ipv4Addr::new(192, 168, 1, 128)));
-    }
-
-    #[test]
-    fn prefix_lengths_at_the_edges() {
-        assert_eq!(Ipv4Net::new(Ipv4Addr::LOCALHOST, 33), None);
-        let all = Ipv4Net::new(Ipv4Addr::LOCALHOST, 0).unwrap();
-        assert_eq!((all.network().addr(), all.last()), (Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST));
-        let one = Ipv4Net::new(Ipv4Addr::LOCALHOST, 32).unwrap();
-        assert_eq!((one.network().addr(), one.last()), (Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST));
-    }
 }

@@ -55,6 +55,16 @@ impl Mac {
 }
 
 impl Ipv4Net {
+    /// A network of these parts; `None` when `prefix` is over 32.
+    pub fn new(addr: Ipv4Addr, prefix: u8) -> Option<Ipv4Net> {
+        (prefix <= 32).then_some(Ipv4Net { addr, prefix })
+    }
+
+    /// The network without the host's own part: `10.20.0.0/24` of `10.20.0.1/24`.
+    pub fn subnet(self) -> Ipv4Net {
+        Ipv4Net { addr: self.network(), ..self }
+    }
+
     /// The netmask, such as `255.255.255.0`.
     pub fn mask(self) -> Ipv4Addr {
         Ipv4Addr::from(self.mask_bits())
@@ -147,7 +157,7 @@ impl FromStr for Ipv4Net {
         let (addr, prefix) = text.split_once('/').ok_or_else(bad)?;
         let addr = addr.parse().map_err(|_| bad())?;
         let prefix: u8 = prefix.parse().map_err(|_| bad())?;
-        if prefix > 32 { Err(bad()) } else { Ok(Ipv4Net { addr, prefix }) }
+        Ipv4Net::new(addr, prefix).ok_or_else(bad)
     }
 }
 
@@ -178,6 +188,7 @@ mod tests {
         let net: Ipv4Net = "10.20.0.1/24".parse().unwrap();
         assert_eq!(net.mask(), Ipv4Addr::new(255, 255, 255, 0));
         assert_eq!(net.network(), Ipv4Addr::new(10, 20, 0, 0));
+        assert_eq!(net.subnet().to_string(), "10.20.0.0/24");
         assert_eq!(net.broadcast(), Ipv4Addr::new(10, 20, 0, 255));
         assert!(net.contains(Ipv4Addr::new(10, 20, 0, 250)) && !net.contains(Ipv4Addr::new(10, 20, 1, 0)));
         let all: Ipv4Net = "0.0.0.0/0".parse().unwrap();
