@@ -107,7 +107,7 @@ fn what_is_added_is_there_and_what_is_removed_is_gone() {
         "store.prox.local"
     );
     assert_eq!(json(&site, &["vhost", "add", "blog", "10.20.0.5"])["backend_port"], 80);
-    refused(&site, &["vhost", "add", "blog", "10.20.0.6"], "PUT");
+    refused(&site, &["vhost", "add", "blog", "10.20.0.6"], "vhost set");
     assert_eq!(names("/vhosts", "app_name"), ["blog", "shop"]);
     done(&site, &["vhost", "rm", "shop"]);
     json(&site, &["vhost", "rm", "blog"]);

@@ -108,7 +108,7 @@ fn a_running_appliance_keeps_the_last_good_file() {
     // By the command.
     site.write_config(WRONG);
     let before = generation();
-    let output = site.cli(&["reload", "--config", "/run/none", "--socket", "/run/proximity/admin.sock"]);
+    let output = site.cli(&["reload"]);
     assert_eq!((output.status.code(), output.stdout.as_str()), (Some(1), ""), "{output:?}");
     names_every_mistake(&output.stderr, "/etc/proximity/proximity.toml");
     let status = site.api().get("/status");
@@ -119,7 +119,7 @@ fn a_running_appliance_keeps_the_last_good_file() {
     assert_eq!(dns.address("printer.prox.local"), Some(Ipv4Addr::new(10, 20, 0, 50)));
     assert_eq!(fetch(site.lab.client(), "http://files.prox.local/").expect("a page"), "files");
     still_serves(&site, "one", &dns);
-    let output = site.cli(&["status", "--socket", "/run/proximity/admin.sock"]);
+    let output = site.cli(&["status"]);
     assert!(output.stdout.contains("! the configuration file is wrong"), "{output:?}");
 
     // A good one then takes effect: a record and a vhost go, others come.
