@@ -51,6 +51,10 @@ pub fn run(config_path: &Path, uptime: Uptime) -> Result<(), RunError> {
     let config = read_config(config_path)?;
     log::set_level(config.appliance.log_level);
     raise_descriptor_limit();
+    // Pages of 2 MiB for a heap of a few: memory for nothing.
+    if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
+        log!(Debug, "appliance", "huge pages stay on", error = error);
+    }
     // One thread for everything that is not a hot path.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(config_path, config, uptime))
