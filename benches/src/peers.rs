@@ -1,0 +1,161 @@
+//! The peers, each with one worker, and the backend behind the proxies.
+
+use std::io;
+use std::net::{SocketAddrV4, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::BenchError;
+use crate::process::{Server, free_address, get};
+use crate::{tools, world};
+
+/// The small answer: 101 octets.
+pub const SMALL: &str = "/";
+/// The large answer: 1 MiB.
+pub const LARGE: &str = "/mebibyte";
+const SMALL_OCTETS: usize = 101;
+const LARGE_OCTETS: usize = 1 << 20;
+
+/// How long a name server may take for one answer.
+const ANSWER: Duration = Duration::from_millis(500);
+
+/// What every nginx here has: one process that is its own worker, nothing outside `dir`.
+fn nginx(name: &str, dir: &Path, http: &str) -> Result<Server, BenchError> {
+    let home = dir.join(name.replace([' ', ','], "-"));
+    std::fs::create_dir_all(&home)?;
+    let places: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .iter()
+        .map(|part| format!("{part}_temp_path {}/{part};\n", home.display()))
+        .collect();
+    let text = format!(
+        "daemon off;\nmaster_process off;\nworker_processes 1;\npid {home}/pid;\nerror_log stderr warn;\n\
+         events {{ worker_connections 4096; }}\nhttp {{\nkeepalive_requests 1000000000;\n{places}{http}\n}}\n",
+        home = home.display()
+    );
+    let file = home.join("nginx.conf");
+    std::fs::write(&file, text).map_err(|source| BenchError::File { path: file.clone(), source })?;
+    let arguments = ["-p", path(&home), "-e", "stderr", "-c", path(&file)].map(str::to_owned);
+    Server::start(name, &program("nginx"), &arguments, dir)
+}
+
+/// The backend of all proxies.
+pub fn backend(dir: &Path) -> Result<(Server, SocketAddrV4), BenchError> {
+    let address = free_address()?;
+    let www = dir.join("www");
+    std::fs::create_dir_all(&www)?;
+    std::fs::write(www.join(LARGE.trim_start_matches('/')), vec![b'x'; LARGE_OCTETS])?;
+    let http = format!(
+        "access_log off; sendfile on; server {{ listen {address}; location = / {{ return 200 \"{}\\n\"; }} \
+         location / {{ root {}; }} }}",
+        "0".repeat(SMALL_OCTETS - 1),
+        www.display()
+    );
+    let mut server = nginx("backend", dir, &http)?;
+    check_http(&mut server, address)?;
+    Ok((server, address))
+}
+
+/// nginx as a reverse proxy with kept connections and the three headers, with its usual access log or none.
+pub fn nginx_proxy(
+    dir: &Path,
+    backend: SocketAddrV4,
+    log: Option<&Path>,
+) -> Result<(Server, SocketAddrV4), BenchError> {
+    let address = free_address()?;
+    let name = if log.is_some() { "nginx, access log on" } else { "nginx, access log off" };
+    let log = log.map_or("off".to_owned(), |dir| dir.join("access.log").display().to_string());
+    let http = format!(
+        "access_log {log};\nupstream backend {{ server {backend}; keepalive 128; keepalive_requests 1000000000; }}\n\
+         server {{ listen {address} backlog=4096; location / {{ proxy_pass http://backend; \
+         proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header X-Real-IP $remote_addr; \
+         proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme; }} }}"
+    );
+    let mut server = nginx(name, dir, &http)?;
+    check_http(&mut server, address)?;
+    Ok((server, address))
+}
+
+/// dnsmasq with the same names and addresses as [`world::with_leases`].
+pub fn dnsmasq(dir: &Path, names: usize) -> Result<(Server, SocketAddrV4), BenchError> {
+    let address = free_address()?;
+    let hosts = dir.join(format!("hosts-{names}"));
+    let lines: String =
+        (0..names).map(|at| format!("{} {}\n", world::address(at), world::host(at))).collect();
+    std::fs::write(&hosts, lines).map_err(|source| BenchError::File { path: hosts.clone(), source })?;
+    let arguments = [
+        // Stays in the foreground and keeps its user, which may be the only one there is.
+        "--no-daemon".to_owned(),
+        "--conf-file=/dev/null".to_owned(),
+        "--no-resolv".to_owned(),
+        "--no-hosts".to_owned(),
+        "--bind-interfaces".to_owned(),
+        "--local=/prox.local/".to_owned(),
+        format!("--listen-address={}", address.ip()),
+        format!("--port={}", address.port()),
+        format!("--addn-hosts={}", hosts.display()),
+    ];
+    let mut server = Server::start(&format!("dnsmasq, {names} names"), &program("dnsmasq"), &arguments, dir)?;
+    check_dns(&mut server, address, names)?;
+    Ok((server, address))
+}
+
+/// Waits until a proxy serves, and sees that it serves what it should.
+pub fn check_http(server: &mut Server, address: SocketAddrV4) -> Result<(), BenchError> {
+    for (path, octets) in [(SMALL, SMALL_OCTETS), (LARGE, LARGE_OCTETS)] {
+        server.wait_until(|| {
+            let body = get(address, &world::host(0), path)?;
+            let is_right = body.len() == octets;
+            is_right.then_some(()).ok_or_else(|| io::Error::other(format!("{path}: {} octets", body.len())))
+        })?;
+    }
+    Ok(())
+}
+
+/// Waits until a name server serves, and sees that the first and the last name have their addresses.
+pub fn check_dns(server: &mut Server, address: SocketAddrV4, names: usize) -> Result<(), BenchError> {
+    for at in [0, names - 1] {
+        let query = query(&world::host(at));
+        server.wait_until(|| {
+            let socket = UdpSocket::bind("127.0.0.1:0")?;
+            socket.connect(address)?;
+            socket.set_read_timeout(Some(ANSWER))?;
+            socket.send(&query)?;
+            let mut answer = [0; 512];
+            let length = socket.recv(&mut answer)?;
+            let octets = world::address(at).octets();
+            let is_right = answer[..length].windows(4).any(|window| window == octets);
+            is_right.then_some(()).ok_or_else(|| io::Error::other(format!("no address of app{at}")))
+        })?;
+    }
+    Ok(())
+}
+
+/// A query for the address of a name (RFC 1035 §4.1), recursion desired as stub resolvers do.
+fn query(name: &str) -> Vec<u8> {
+    let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        query.push(label.len() as u8);
+        query.extend_from_slice(label.as_bytes());
+    }
+    query.extend_from_slice(&[0, 0, 1, 0, 1]);
+    query
+}
+
+fn program(name: &str) -> PathBuf {
+    tools::find(name).unwrap_or_else(|| PathBuf::from(name))
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_has_the_wire_form_of_its_name() {
+        let wire = query("app0.prox.local");
+        assert_eq!(&wire[12..], b"\x04app0\x04prox\x05local\0\0\x01\0\x01");
+    }
+}
