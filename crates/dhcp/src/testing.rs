@@ -1,12 +1,10 @@
 //! A network in memory for the tests of this crate: the server core with a ledger that follows it.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 
 use dhcproto::v4::{DhcpOption, Encodable, Encoder, Message, MessageType, borrowed};
-use proximity_table::{
-    AutoVhost, Change, Facts, Intent, Ledger, Mac, Network, Reservation, Source, Timestamp, Touched,
-};
+use proximity_config::Config;
+use proximity_table::{Change, Facts, Ledger, Mac, Reservation, Source, Timestamp, Touched};
 
 use crate::{Answer, Drop, Request, Server};
 
@@ -31,38 +29,10 @@ impl Lan {
     }
 
     pub fn with_range(range: &str) -> Lan {
-        let domain: proximity_table::Name = "prox.local".parse().unwrap();
-        let gateway = ip(1);
-        let network = Network {
-            name: "apps".into(),
-            interface: "eth1".into(),
-            address: "10.20.0.1/24".parse().unwrap(),
-            manage_link: true,
-            domain: domain.clone(),
-            dhcp_enabled: true,
-            range: range.parse().unwrap(),
-            lease_time: 12 * 3600,
-            router: gateway,
-            dns: vec![gateway],
-            domain_search: vec![domain.clone()],
-            ntp: vec![],
-            mtu: None,
-            options: vec![proximity_table::CustomOption { code: 66, value: b"tftp".to_vec() }],
-            auto_vhost: AutoVhost { enabled: true, ports: vec![80] },
-        };
-        let intent = Intent {
-            hostname: "prox-appliance".parse().unwrap(),
-            domain,
-            wan_interface: "eth0".into(),
-            networks: vec![Arc::new(network)],
-            reservations: imbl::OrdMap::new(),
-            records: imbl::OrdMap::new(),
-            vhosts: imbl::OrdMap::new(),
-            forwards: imbl::OrdMap::new(),
-            masquerade: true,
-            isolate_management: true,
-            wan_dns: false,
-        };
+        let text = format!(
+            "[[network]]\n[network.dhcp]\nrange = \"{range}\"\noptions = [{{ code = 66, value = \"tftp\" }}]\n"
+        );
+        let intent = Config::parse(&text).expect("the test's configuration is right").intent;
         let facts = Facts::new(intent, Ledger::default());
         Lan { server: Server::default(), facts, now: Timestamp(1_000_000), epoch: 1 }
     }

@@ -120,24 +120,12 @@ mod tests {
     use std::net::{Ipv4Addr, SocketAddrV4};
 
     use imbl::HashMap as WorldMap;
-    use proximity_table::{Backend, Facts, Generation, Intent, Ledger};
+    use proximity_table::{Backend, Facts, Generation, Ledger};
 
     use super::*;
 
     fn world(routes: &[(&str, Route)]) -> Arc<World> {
-        let intent = Intent {
-            hostname: "gate".parse().unwrap(),
-            domain: "prox.local".parse().unwrap(),
-            wan_interface: "eth0".into(),
-            networks: Vec::new(),
-            reservations: Default::default(),
-            records: Default::default(),
-            vhosts: Default::default(),
-            forwards: Default::default(),
-            masquerade: true,
-            isolate_management: true,
-            wan_dns: false,
-        };
+        let intent = proximity_config::Config::default().intent;
         let mut world = World::derive(Facts::new(intent, Ledger::default()), Generation(1));
         let routes = routes.iter().map(|(name, route)| (Arc::from(*name), Arc::new(route.clone())));
         world.routes = routes.collect::<WorldMap<Arc<str>, Arc<Route>>>();

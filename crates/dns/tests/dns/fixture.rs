@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arc_swap::ArcSwap;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name as DnsName, RData, Record as DnsRecord, RecordType as DnsType};
+use proximity_config::Config;
 use proximity_dns::{
     Asker, DnsServer, DnsSettings, DnsStats, Forwarder, Outcome, Transport, Upstream, answer,
 };
 use proximity_table::{
-    AutoVhost, Facts, Generation, Intent, Lease, LeaseState, Ledger, Name, Network, Record, RecordData,
-    Reservation, Source, Timestamp, World,
+    Facts, Generation, Lease, LeaseState, Ledger, Name, Record, RecordData, Reservation, Source, Timestamp,
+    World,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
@@ -59,38 +60,8 @@ pub fn world() -> World {
 }
 
 pub fn world_with(more: &[(&str, &str, &str)]) -> World {
-    let domain: Name = "prox.local".parse().unwrap();
-    let network: Arc<str> = "apps".into();
-    let address: proximity_table::Ipv4Net = "10.20.0.1/24".parse().unwrap();
-    let mut intent = Intent {
-        hostname: "prox-appliance".parse().unwrap(),
-        domain: domain.clone(),
-        wan_interface: "eth0".into(),
-        networks: vec![Arc::new(Network {
-            name: network.clone(),
-            interface: "eth1".into(),
-            address,
-            manage_link: true,
-            domain: domain.clone(),
-            dhcp_enabled: true,
-            range: "10.20.0.100-10.20.0.250".parse().unwrap(),
-            lease_time: 43_200,
-            router: address.addr,
-            dns: vec![address.addr],
-            domain_search: vec![domain.clone()],
-            ntp: vec![],
-            mtu: None,
-            options: vec![],
-            auto_vhost: AutoVhost { enabled: true, ports: vec![80] },
-        })],
-        reservations: Default::default(),
-        records: Default::default(),
-        vhosts: Default::default(),
-        forwards: Default::default(),
-        masquerade: true,
-        isolate_management: true,
-        wan_dns: false,
-    };
+    let mut intent = Config::default().intent;
+    let (domain, network) = (intent.domain.clone(), intent.networks[0].name.clone());
     let long = "l".repeat(3000);
     let long = [("long", "TXT", long.as_str())];
     for (name, rtype, value) in RECORDS.iter().chain(more).chain(&long) {

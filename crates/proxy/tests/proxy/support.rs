@@ -8,11 +8,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use imbl::OrdMap;
+use proximity_config::Config;
 use proximity_proxy::{AccessSink, Counters, DataPlane, Reason, Settings, Snapshot, Totals, listen};
 use proximity_table::{
-    AutoVhost, BackendProtocol, BackendTarget, Change, Facts, Generation, HealthPolicy, Intent, Lease,
-    LeaseState, Ledger, Network, Source, Timestamp, Touched, Vhost, World,
+    BackendProtocol, BackendTarget, Change, Facts, Generation, HealthPolicy, Intent, Lease, LeaseState,
+    Ledger, Source, Timestamp, Touched, Vhost, World,
 };
 use tokio::sync::watch;
 
@@ -79,37 +79,11 @@ pub fn lease(hostname: &str, ip: Ipv4Addr, epoch: u64, state: LeaseState) -> Lea
 }
 
 fn intent(network: &str, port: u16) -> Intent {
-    let address: proximity_table::Ipv4Net = network.parse().unwrap();
-    let network = Network {
-        name: "apps".into(),
-        interface: "eth1".into(),
-        address,
-        manage_link: false,
-        domain: "prox.local".parse().unwrap(),
-        dhcp_enabled: true,
-        range: "10.20.0.100-10.20.0.250".parse().unwrap(),
-        lease_time: 43200,
-        router: address.addr,
-        dns: vec![address.addr],
-        domain_search: Vec::new(),
-        ntp: Vec::new(),
-        mtu: None,
-        options: Vec::new(),
-        auto_vhost: AutoVhost { enabled: true, ports: vec![port] },
-    };
-    Intent {
-        hostname: "prox-appliance".parse().unwrap(),
-        domain: "prox.local".parse().unwrap(),
-        wan_interface: "eth0".into(),
-        networks: vec![Arc::new(network)],
-        reservations: OrdMap::new(),
-        records: OrdMap::new(),
-        vhosts: OrdMap::new(),
-        forwards: OrdMap::new(),
-        masquerade: true,
-        isolate_management: true,
-        wan_dns: false,
-    }
+    let mut intent = Config::default().intent;
+    let apps = Arc::make_mut(&mut intent.networks[0]);
+    apps.address = network.parse().unwrap();
+    apps.auto_vhost.ports = vec![port];
+    intent
 }
 
 /// A proxy on one data thread.
