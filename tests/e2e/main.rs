@@ -1,8 +1,14 @@
 //! The appliance from end to end. Run as `proximity-lab enter -- cargo test -p proximity-tests`.
 
+mod cables;
 mod clients;
 mod command_line;
 mod config;
 mod crash;
+mod firewall;
+mod forwards;
+mod reservations;
+mod seed;
+mod startup;
 mod vhosts;
 mod wire_order;
