@@ -19,6 +19,7 @@ use crate::world;
 
 /// Serves HTTP until killed.
 pub fn proxy(backend: SocketAddrV4, vhosts: usize, log_dir: &Path) -> Result<(), BenchError> {
+    like_the_appliance();
     let facts = world::with_vhosts(vhosts, backend);
     let snapshot: Snapshot = Arc::new(ArcSwap::from_pointee(World::derive(facts.clone(), Generation(1))));
     let (proven, all_proven) = std::sync::mpsc::channel();
@@ -37,6 +38,7 @@ pub fn proxy(backend: SocketAddrV4, vhosts: usize, log_dir: &Path) -> Result<(),
 
 /// Serves DNS until killed.
 pub fn dns(names: usize) -> Result<(), BenchError> {
+    like_the_appliance();
     let world = World::derive(world::with_leases(names), Generation(1));
     let nobody = DnsSettings { upstream: Vec::new(), ..DnsSettings::default() };
     let forwarder = Forwarder::new(&nobody).map_err(std::io::Error::other)?;
@@ -56,6 +58,13 @@ pub fn dns(names: usize) -> Result<(), BenchError> {
         serving.await.map_err(std::io::Error::other)?;
         Ok(())
     })
+}
+
+/// Sets the process up as the appliance does.
+fn like_the_appliance() {
+    if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
+        eprintln!("huge pages stay on: {error}");
+    }
 }
 
 /// Probes every backend and publishes what comes out, as the appliance's one writer does. Tells `proven` when

@@ -145,8 +145,8 @@ async fn carry(
     let mut failure = Reason::Starting;
     for turn in 0..usable {
         let Some(backend) = route.usable().nth((first + turn) % usable) else { break };
-        headers::set_host(request.headers_mut(), &worker.pool.host(backend.key));
-        let mut kept = worker.pool.take(backend.key, !repeatable);
+        let (host, mut kept) = worker.pool.take(backend.key, !repeatable);
+        headers::set_host(request.headers_mut(), host);
         loop {
             let mut connection = match kept.take() {
                 Some(connection) => connection,

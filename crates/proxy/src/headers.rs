@@ -1,17 +1,8 @@
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const FORWARDED: HeaderName = http::header::FORWARDED;
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
-const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_SERVER: HeaderName = HeaderName::from_static("x-forwarded-server");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
 /// What a backend is told about the request it gets.
@@ -32,12 +23,7 @@ pub struct Forwarding {
 /// `Host` is left to [`set_host`], since it may change from one tried backend to the next.
 pub fn rewrite_request(headers: &mut HeaderMap, forwarding: &Forwarding) {
     strip_hop_by_hop(headers);
-    // What other proxies set and backends believe; none of it is ours.
-    for name in
-        [&FORWARDED, &X_FORWARDED_PORT, &X_FORWARDED_PREFIX, &X_FORWARDED_SERVER, &PROXY_AUTHORIZATION]
-    {
-        headers.remove(name);
-    }
+    remove_all(headers, is_of_another_proxy);
     headers.insert(X_REAL_IP, forwarding.client_ip.clone());
     headers.insert(X_FORWARDED_FOR, forwarding.client_ip.clone());
     headers.insert(X_FORWARDED_PROTO, forwarding.scheme.clone());
@@ -46,8 +32,8 @@ pub fn rewrite_request(headers: &mut HeaderMap, forwarding: &Forwarding) {
 
 /// The one place of the Host policy: a backend sees its own address and port, as the seed's
 /// `header_up Host {upstream_hostport}` has it. The name that was asked for is in `X-Forwarded-Host`.
-pub fn set_host(headers: &mut HeaderMap, backend: &HeaderValue) {
-    headers.insert(HOST, backend.clone());
+pub fn set_host(headers: &mut HeaderMap, backend: HeaderValue) {
+    headers.insert(HOST, backend);
 }
 
 /// Removes what concerns one connection only.
@@ -58,9 +44,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
         strip_named_by_connection(headers);
     }
-    for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &TE, &TRANSFER_ENCODING, &UPGRADE, &PROXY_AUTHENTICATE] {
-        headers.remove(name);
-    }
+    remove_all(headers, is_hop_by_hop);
 }
 
 /// The protocol that a request asks to change to, if it may.
@@ -100,6 +84,33 @@ fn strip_named_by_connection(headers: &mut HeaderMap) {
     headers.remove(CONNECTION);
 }
 
+/// Removes the fields that `is_unwanted` names. Most messages have none or one of them, and to walk past the
+/// fields that are there costs a tenth of asking for each that might be.
+fn remove_all(headers: &mut HeaderMap, is_unwanted: fn(&str) -> bool) {
+    while let Some(name) = headers.keys().find(|name| is_unwanted(name.as_str())).cloned() {
+        headers.remove(name);
+    }
+}
+
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade" | "proxy-authenticate"
+    )
+}
+
+/// What other proxies set and backends believe; none of it is ours.
+fn is_of_another_proxy(name: &str) -> bool {
+    matches!(
+        name,
+        "forwarded"
+            | "x-forwarded-port"
+            | "x-forwarded-prefix"
+            | "x-forwarded-server"
+            | "proxy-authorization"
+    )
+}
+
 fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
     value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
@@ -137,8 +148,10 @@ mod tests {
             ("keep-alive", "timeout=5"),
             ("proxy-connection", "keep-alive"),
             ("te", "trailers"),
+            ("te", "gzip"),
             ("transfer-encoding", "chunked"),
             ("upgrade", "websocket"),
+            ("proxy-authenticate", "Basic"),
             ("accept", "*/*"),
             ("content-length", "3"),
         ]);
@@ -169,6 +182,8 @@ mod tests {
             ("x-forwarded-proto", "https"),
             ("x-forwarded-host", "evil.example"),
             ("x-forwarded-prefix", "/admin"),
+            ("x-forwarded-port", "1"),
+            ("x-forwarded-server", "evil"),
             ("forwarded", "for=1.2.3.4"),
             ("proxy-authorization", "Basic eA=="),
             ("cookie", "a=b"),

@@ -1,5 +1,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -27,7 +28,7 @@ const FRESH: u32 = 2;
 /// owner of an address never gets a connection that was opened to the one before.
 #[derive(Debug)]
 pub struct Pool {
-    lanes: RefCell<HashMap<BackendKey, Lane>>,
+    lanes: RefCell<HashMap<BackendKey, Lane, BuildHasherDefault<KeyHasher>>>,
     kept: Cell<usize>,
     tick: Arc<AtomicU32>,
     limits: Limits,
@@ -59,6 +60,11 @@ struct Lane {
     used: u32,
 }
 
+/// Hashes backends. Their addresses are the administrator's and DHCP's choice, not that of whoever sends
+/// requests: nobody can make them collide, and a keyed hash would be the dearest part of a look-up.
+#[derive(Debug, Default)]
+struct KeyHasher(u64);
+
 #[derive(Debug)]
 struct Kept {
     sender: http1::SendRequest<Upload>,
@@ -70,18 +76,17 @@ impl Pool {
         Pool { lanes: RefCell::default(), kept: Cell::new(0), tick, limits, counters }
     }
 
-    /// The `Host` of a backend.
-    pub fn host(&self, key: BackendKey) -> HeaderValue {
+    /// The `Host` of a backend, and a kept connection to it: the last used one. `once_only` requests get
+    /// only fresh ones.
+    pub fn take(&self, key: BackendKey, once_only: bool) -> (HeaderValue, Option<Connection>) {
         let mut lanes = self.lanes.borrow_mut();
         let lane = lanes.entry(key).or_insert_with(|| Lane::new(key));
         lane.used = self.tick.load(Relaxed);
-        lane.host.clone()
+        let host = lane.host.clone();
+        (host, self.take_from(lane, key, once_only))
     }
 
-    /// A kept connection to a backend: the last used one. `once_only` requests get only fresh ones.
-    pub fn take(&self, key: BackendKey, once_only: bool) -> Option<Connection> {
-        let mut lanes = self.lanes.borrow_mut();
-        let lane = lanes.get_mut(&key)?;
+    fn take_from(&self, lane: &mut Lane, key: BackendKey, once_only: bool) -> Option<Connection> {
         let now = self.tick.load(Relaxed);
         let mut at = lane.kept.len();
         for _ in 0..LOOKED_AT {
@@ -176,11 +181,67 @@ impl Lane {
     }
 }
 
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for part in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..part.len()].copy_from_slice(part);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+
+    fn write_u16(&mut self, number: u16) {
+        self.write_u64(number.into());
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // The golden ratio: an odd number without pattern. The fold brings the high bits down, since a table
+        // uses the low ones too.
+        let product = (self.0.rotate_left(5) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = product ^ (product >> 32);
+    }
+
+    fn write_usize(&mut self, number: usize) {
+        self.write_u64(number as u64);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 fn why_not(error: &io::Error) -> Reason {
     match error.kind() {
         io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
             Reason::BackendTimedOut
         }
         _ => Reason::BackendRefused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::hash::BuildHasher;
+    use std::net::{Ipv4Addr, SocketAddrV4};
+
+    use super::*;
+
+    #[test]
+    fn backends_of_one_network_do_not_collide() {
+        let hashed = BuildHasherDefault::<KeyHasher>::default();
+        let key = |ip: u32, port, epoch| BackendKey {
+            addr: SocketAddrV4::new(Ipv4Addr::from(0x0a14_0000 + ip), port),
+            epoch,
+        };
+        let addresses = (0..60_000).map(|ip| key(ip, 80, u64::from(ip)));
+        let ports = (1..5_000).map(|port| key(7, port, 0));
+        let hashes: Vec<u64> = addresses.chain(ports).map(|key| hashed.hash_one(key)).collect();
+        let distinct = |bits: fn(&u64) -> u64| hashes.iter().map(bits).collect::<HashSet<_>>().len();
+        assert_eq!(distinct(|hash| *hash), hashes.len());
+        // A table takes its place from the low bits and a tag from the high ones: 65,000 keys over 65,536
+        // places fill some 63 % of them when they are spread by chance.
+        assert!(distinct(|hash| hash & 0xffff) > 35_000);
+        assert_eq!(distinct(|hash| hash >> 57), 128);
     }
 }

@@ -266,6 +266,10 @@ impl Worker {
         }
         let mut log = self.log.borrow_mut();
         let is_first = log.marks.is_empty();
+        if is_first {
+            // All at once: growing line by line would copy every line twice.
+            log.text.reserve(LOG_BATCH + LOG_BATCH / 8);
+        }
         log.push(route, &line(&self.clock));
         let is_full = log.text.len() >= LOG_BATCH;
         drop(log);
