@@ -59,7 +59,15 @@ impl Load {
             Load::Dns { address, queries } => {
                 let mut dnsperf = tied("dnsperf");
                 dnsperf
-                    .args(["-c8", "-q200", "-T1", &format!("-l{seconds}"), "-s", &address.ip().to_string()])
+                    .args([
+                        "-c8",
+                        "-q200",
+                        "-T1",
+                        "-t1",
+                        &format!("-l{seconds}"),
+                        "-s",
+                        &address.ip().to_string(),
+                    ])
                     .args(["-p", &address.port().to_string(), "-d"])
                     .arg(queries);
                 let output = say("dnsperf", dnsperf).await?;

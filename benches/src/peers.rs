@@ -19,7 +19,8 @@ const LARGE_OCTETS: usize = 1 << 20;
 /// How long a name server may take for one answer.
 const ANSWER: Duration = Duration::from_millis(500);
 
-/// What every nginx here has: one process that is its own worker, nothing outside `dir`.
+/// What every nginx here has: one process that is its own worker, nothing outside `dir`. It keeps its user,
+/// which may be the only one there is.
 fn nginx(name: &str, dir: &Path, http: &str) -> Result<Server, BenchError> {
     let home = dir.join(name.replace([' ', ','], "-"));
     std::fs::create_dir_all(&home)?;
@@ -28,7 +29,7 @@ fn nginx(name: &str, dir: &Path, http: &str) -> Result<Server, BenchError> {
         .map(|part| format!("{part}_temp_path {}/{part};\n", home.display()))
         .collect();
     let text = format!(
-        "daemon off;\nmaster_process off;\nworker_processes 1;\npid {home}/pid;\nerror_log stderr warn;\n\
+        "user root;\ndaemon off;\nmaster_process off;\nworker_processes 1;\npid {home}/pid;\nerror_log stderr warn;\n\
          events {{ worker_connections 4096; }}\nhttp {{\nkeepalive_requests 1000000000;\n{places}{http}\n}}\n",
         home = home.display()
     );
