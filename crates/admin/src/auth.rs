@@ -36,7 +36,8 @@ const HINT: &str = "send `Authorization: Bearer <token>`; the token is in state_
 /// The API is for the management side: whoever comes from an app network is turned away, whatever token it
 /// carries. The firewall does the same; this holds when the firewall does not.
 pub fn admit(world: &World, peer: IpAddr) -> Result<(), Problem> {
-    let from_app = match peer {
+    // A listener on [::] sees IPv4 peers as mapped addresses.
+    let from_app = match peer.to_canonical() {
         IpAddr::V4(ip) => {
             world.facts.intent().isolate_management && world.facts.intent().network_of(ip).is_some()
         }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use proximity_table::{
-    App, AppState, Backend, BackendTarget, Forward, ForwardTarget, Health, HealthPolicy, HostKind, Lease,
-    LeaseState, Name, RecordType, Reservation, Route, Source, Timestamp, Vhost, World,
+    App, AppState, Backend, BackendTarget, Forward, ForwardTarget, Health, HealthPolicy, HostKind, Label,
+    Lease, LeaseState, Name, RecordType, Reservation, Route, Source, Timestamp, Vhost, World,
 };
 use serde::{Deserialize, Serialize};
 
@@ -198,13 +198,28 @@ impl VhostView {
         views
     }
 
-    /// The vhost of this name: one that was asked for before one made from a lease.
+    /// The vhost of this name or host name: one that was asked for before one made from a lease.
     pub fn named(world: &World, name: &str) -> Option<VhostView> {
         let name = name.to_ascii_lowercase();
-        let mut all = VhostView::all(world);
-        all.retain(|view| view.app_name == name || view.hostname == name);
-        all.sort_by_key(|view| (view.app_name != name, view.source == Source::Lease));
-        all.into_iter().next()
+        let asked = name.parse().ok().and_then(|label: Label| world.facts.intent().vhosts.get(&label));
+        if let Some((source, vhost)) = asked {
+            return Some(VhostView::asked(world, *source, vhost));
+        }
+        let of_app = || {
+            let label: Label = name.parse().ok()?;
+            let networks = &world.facts.intent().networks;
+            networks.iter().find_map(|net| world.route(&net.domain.child(&label).ok()?.to_string()))
+        };
+        world.route(&name).or_else(of_app).and_then(|route| VhostView::of(world, route))
+    }
+
+    /// The vhost that a route belongs to.
+    fn of(world: &World, route: &Route) -> Option<VhostView> {
+        if route.source == Source::Lease {
+            return Some(VhostView::leased(route));
+        }
+        let (source, vhost) = world.facts.intent().vhosts.get(&route.app.parse::<Label>().ok()?)?;
+        Some(VhostView::asked(world, *source, vhost))
     }
 
     fn asked(world: &World, source: Source, vhost: &Vhost) -> VhostView {
@@ -428,10 +443,7 @@ impl AppView {
     /// The joined row.
     pub fn of(world: &World, app: &App) -> AppView {
         let host = app.host.as_deref();
-        let vhost = app.route.as_ref().and_then(|route| match route.source {
-            Source::Lease => Some(VhostView::leased(route)),
-            _ => VhostView::named(world, &route.app),
-        });
+        let vhost = app.route.as_ref().and_then(|route| VhostView::of(world, route));
         let mut notes = Vec::new();
         if let Some(host) = host.filter(|host| host.contenders > 0) {
             let others = host.contenders;

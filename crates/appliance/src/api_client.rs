@@ -67,7 +67,7 @@ async fn exchange(socket: &Path, method: Method, path: &str, body: Option<&Value
         return serde_json::from_slice(&bytes).map_err(|error| format!("the answer is not JSON: {error}"));
     }
     match serde_json::from_slice::<Problem>(&bytes) {
-        Ok(problem) => Err(format!("{}\n  hint: {}", problem.detail, problem.hint)),
+        Ok(problem) => Err(format!("{}; {}", problem.detail, problem.hint)),
         Err(_) => Err(format!("the appliance answers {status}")),
     }
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::api_client::ApiClient;
 use crate::cli::{AppCommand, DnsCommand, ForwardCommand, LeaseCommand, Place, VhostArgs, VhostCommand};
-use crate::{say, table_text};
+use crate::{daemon, say, table_text};
 
 /// What holds for every command.
 pub struct Asked {
@@ -27,8 +27,7 @@ type Done = Result<(), String>;
 
 pub fn validate(asked: &Asked, file: Option<PathBuf>) -> Done {
     let path = file.unwrap_or_else(|| asked.place.config.clone());
-    let text = std::fs::read_to_string(&path)
-        .map_err(|error| format!("{}: {error}: check the path", path.display()))?;
+    let text = daemon::read_text(&path).map_err(|error| error.to_string())?;
     let result = proximity_config::Config::parse(&text);
     if asked.json {
         let problems = result.as_ref().err().map(proximity_config::Report::problems).unwrap_or_default();

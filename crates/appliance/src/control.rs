@@ -15,8 +15,8 @@ use proximity_table::{AppState, Generation, Timestamp, Verdict, World};
 
 use crate::clock::{self, Uptime};
 use crate::kernel::Kernel;
-use crate::log;
 use crate::registrar::Registrar;
+use crate::{daemon, log};
 
 /// Everything that is asked about or changed from outside.
 pub struct Control {
@@ -57,6 +57,8 @@ impl Control {
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         problems.extend(self.kernel.divergence().map(|reason| format!("firewall: {reason}")));
+        let trouble = self.registrar.trouble();
+        problems.extend(trouble.map(|reason| format!("no lease or change is granted: {reason}")));
         let running = self.running();
         if let Some(refused) = &running.refused {
             problems
@@ -133,6 +135,7 @@ impl Control {
             ("http_requests", proxy.responses.iter().sum()),
             ("http_5xx", proxy.responses[5]),
             ("http_connections", proxy.open),
+            ("log_lines_lost", log::lost()),
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into()
@@ -202,8 +205,11 @@ impl Appliance for Control {
     }
 
     fn ready(&self) -> Result<(), String> {
-        match self.kernel.divergence() {
-            Some(reason) => Err(format!("the firewall is not as planned: {reason}")),
+        if let Some(reason) = self.kernel.divergence() {
+            return Err(format!("the firewall is not as planned: {reason}"));
+        }
+        match self.registrar.trouble() {
+            Some(reason) => Err(format!("no lease or change is granted: {reason}")),
             None => Ok(()),
         }
     }
@@ -213,12 +219,7 @@ impl Appliance for Control {
     }
 
     async fn reload(&self) -> Result<Reloaded, Problem> {
-        let file = self.config_path.display().to_string();
-        let text = std::fs::read_to_string(&self.config_path);
-        let parsed = match text {
-            Ok(text) => Config::parse(&text).map_err(|report| report.for_file(&file)),
-            Err(error) => Err(format!("{file} cannot be read: {error}")),
-        };
+        let parsed = daemon::read_config(&self.config_path).map_err(|error| error.to_string());
         let mut new = match parsed {
             Ok(config) => config,
             Err(report) => {
@@ -239,7 +240,7 @@ impl Appliance for Control {
             let needs_restart = new.needs_restart(&running.started);
             if needs_restart.iter().any(|what| what.starts_with("network")) {
                 // Links and sockets are as they were made; the world must not say otherwise.
-                new.intent.networks.clone_from(&running.started.intent.networks);
+                new.intent.networks.clone_from(&self.world().facts.intent().networks);
             }
             new.intent.wan_interface.clone_from(&running.started.intent.wan_interface);
             running.needs_restart.clone_from(&needs_restart);

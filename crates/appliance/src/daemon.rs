@@ -5,14 +5,15 @@ use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use proximity_admin::Listener;
+use proximity_admin::{Appliance, Listener};
 use proximity_config::Config;
 use proximity_dhcp::Stats;
 use proximity_dns::Forwarder;
-use proximity_net::{LinkError, Links, NftError, SysctlError, Watch, sysctl};
+use proximity_net::{LinkError, Links, NftError, Watch};
 use proximity_store::{Store, StoreError};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::AbortHandle;
 
 use crate::clock::{self, Uptime};
 use crate::control::{Control, Running, dns_settings};
@@ -21,7 +22,7 @@ use crate::kernel::{Kernel, TABLE};
 use crate::lan::{self, Wire, WireError};
 use crate::log;
 use crate::registrar::{Command, Registrar};
-use crate::uplink::Uplink;
+use crate::uplink::{self, Uplink};
 use crate::{export, token};
 
 /// Why the appliance does not run.
@@ -61,29 +62,47 @@ pub fn run(config_path: &Path, uptime: Uptime) -> Result<(), RunError> {
 }
 
 async fn serve(config_path: &Path, config: Config, uptime: Uptime) -> Result<(), RunError> {
-    let mut stop = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+    let admin_ports =
+        config.admin.listen.iter().map(|addr| addr.port()).filter(|_| config.admin.enabled).collect();
+    let kernel = Kernel::start(admin_ports);
+    let result = serve_with(config_path, config, uptime, &kernel).await;
+    // Last, and also when the start failed half way: forwarding ends, then the firewall goes.
+    kernel.remove();
+    if result.is_ok() {
+        log!(Info, "appliance", "stopped");
+    }
+    log::flush();
+    result
+}
 
+async fn serve_with(
+    config_path: &Path,
+    config: Config,
+    uptime: Uptime,
+    kernel: &Kernel,
+) -> Result<(), RunError> {
+    let mut signals = Signals::new()?;
     let store = Store::open(&config.appliance.state_dir)?;
     let state = store.load()?;
     log!(Info, "store", "state read", leases = state.leases.len(), objects = state.objects.len());
 
     let links = Links::new()?;
-    let admin_ports =
-        config.admin.listen.iter().map(|addr| addr.port()).filter(|_| config.admin.enabled).collect();
-    let kernel = Kernel::start(admin_ports);
+    let wan = uplink::present(&links, &config.intent.wan_interface, config.wan).await;
     let dhcp = Arc::new(Stats::default());
-    // The firewall stands before the links carry anything and before packets are forwarded.
-    let registrar = Registrar::start(store, state, &config.intent, kernel.clone(), dhcp.clone())?;
+    // The firewall stands before the links carry anything; packets are forwarded only while it does.
+    let registrar = Registrar::start(store, state, &config.intent, wan, kernel.clone(), dhcp.clone())?;
     lan::bring_up(&links, &config.intent.networks).await?;
-    let forwarding = allow_forwarding();
 
     let forwarder = Arc::new(ArcSwap::from_pointee(Forwarder::new(&dns_settings(&config))?));
     let data = DataThreads::start(&config, registrar.world(), &forwarder)?;
-    for network in config.intent.networks.iter().filter(|network| network.dhcp_enabled) {
-        let wire = Arc::new(Wire::open(network, &links).await?);
-        tokio::spawn(wire.serve(network.name.clone(), registrar.clone(), dhcp.clone()));
+    let mut lans = Vec::new();
+    for network in &config.intent.networks {
+        let wire = match network.dhcp_enabled {
+            true => Some(Arc::new(Wire::open(network, &links).await?)),
+            false => None,
+        };
+        let kept = lan::keep(wire, network.clone(), registrar.clone(), dhcp.clone());
+        lans.push(tokio::spawn(kept).abort_handle());
     }
     let admin = open_admin(&config).await?;
 
@@ -119,43 +138,68 @@ async fn serve(config_path: &Path, config: Config, uptime: Uptime) -> Result<(),
         tokio::spawn(proximity_admin::serve(control.clone(), listener));
     }
     log!(Info, "appliance", "ready", version = env!("CARGO_PKG_VERSION"), milliseconds = ready_after);
+    signals.wait_for_stop(&control).await;
 
-    loop {
-        tokio::select! {
-            _ = stop.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => {
-                use proximity_admin::Appliance;
-                // The outcome is logged and shown in the status.
-                let _ = control.reload().await;
-            }
-        }
-    }
     log!(Info, "appliance", "stopping");
+    // No lease is promised any more while requests that are under way end.
+    lans.iter().for_each(AbortHandle::abort);
     tokio::task::spawn_blocking(move || data.stop()).await.map_err(std::io::Error::other)?;
-    kernel.remove();
-    if let Some(Err(error)) = forwarding.map(sysctl::Setting::restore) {
-        log!(Warn, "kernel", "forwarding stays as it is", error = error);
-    }
-    log!(Info, "appliance", "stopped");
     Ok(())
 }
 
-/// The configuration of a file; an absent default file is an empty one.
-pub fn read_config(path: &Path) -> Result<Config, RunError> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
+/// The signals that the appliance listens to.
+struct Signals {
+    stop: Signal,
+    interrupt: Signal,
+    power: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals {
+            stop: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            // How a container is told to halt.
+            power: signal(SignalKind::from_raw(nix::sys::signal::Signal::SIGPWR as i32))?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits until the appliance shall stop; reads the configuration again whenever it is told to.
+    async fn wait_for_stop(&mut self, control: &Control) {
+        loop {
+            tokio::select! {
+                _ = self.stop.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.power.recv() => return,
+                // The outcome is logged and shown in the status.
+                _ = self.hangup.recv() => drop(control.reload().await),
+            }
+        }
+    }
+}
+
+/// The configuration of a file as text; an absent default file is an empty one.
+pub fn read_text(path: &Path) -> Result<String, RunError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text),
         Err(error)
             if error.kind() == std::io::ErrorKind::NotFound
                 && path == Path::new(proximity_config::DEFAULT_PATH) =>
         {
-            String::new()
+            Ok(String::new())
         }
         Err(error) => {
             let advice = "check the path, or leave --config out for the defaults";
-            return Err(RunError::Config(format!("{}: {error}: {advice}", path.display())));
+            Err(RunError::Config(format!("{}: {error}: {advice}", path.display())))
         }
-    };
+    }
+}
+
+/// The configuration of a file.
+pub fn read_config(path: &Path) -> Result<Config, RunError> {
+    let text = read_text(path)?;
     Config::parse(&text).map_err(|report| RunError::Config(report.for_file(&path.display().to_string())))
 }
 
@@ -166,11 +210,6 @@ fn raise_descriptor_limit() {
     if let Err(error) = raised {
         log!(Warn, "appliance", "the limit of open files stays as it is", error = error);
     }
-}
-
-fn allow_forwarding() -> Option<sysctl::Setting> {
-    let setting: Result<sysctl::Setting, SysctlError> = sysctl::set(sysctl::IP_FORWARD, "1");
-    setting.map_err(|error| log!(Error, "kernel", "apps have no internet", error = error)).ok()
 }
 
 async fn open_admin(config: &Config) -> Result<Vec<Listener>, RunError> {

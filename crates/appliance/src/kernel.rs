@@ -3,22 +3,22 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::thread;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use proximity_net::policy::{LanPolicy, Policy, PortForward};
 use proximity_net::ruleset::Ruleset;
+use proximity_net::sysctl::{self, Setting};
 use proximity_net::{Nft, VerifyError};
 use proximity_table::World;
 
-use crate::log;
+use crate::{log, vital};
 
 /// Name of the one nftables table that is ours.
 pub const TABLE: &str = "proximity";
-/// How long the registrar waits for the kernel before it goes on with a divergence.
+/// How long the registrar waits for the kernel before it goes on with a divergence: an app without its
+/// element in a set is better off than one without an address.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How often everything is compared although nobody told of a change.
 const RESYNC: Duration = Duration::from_secs(300);
@@ -31,8 +31,8 @@ pub struct Kernel {
     orders: SyncSender<Order>,
     /// In what the kernel differs from the plan; `None` while it does not.
     divergence: Arc<ArcSwap<Option<String>>>,
-    /// Whether an order was lost because too many waited.
-    missed: Arc<AtomicBool>,
+    /// The newest world that there was no room to order: too many orders wait.
+    missed: Arc<ArcSwapOption<World>>,
     port: Option<u32>,
 }
 
@@ -59,7 +59,7 @@ impl Kernel {
         let divergence = Arc::new(ArcSwap::from_pointee(Some("the firewall was not applied yet".to_owned())));
         let nft = Nft::open().map_err(|error| error.to_string());
         let port = nft.as_ref().ok().map(Nft::port);
-        let missed = Arc::new(AtomicBool::new(false));
+        let missed = Arc::new(ArcSwapOption::empty());
         let state = Thread {
             nft,
             admin_ports,
@@ -67,11 +67,9 @@ impl Kernel {
             missed: missed.clone(),
             world: None,
             plan: None,
+            forwarding: None,
         };
-        thread::Builder::new()
-            .name("kernel".into())
-            .spawn(move || state.run(&inbox))
-            .expect("threads can be made");
+        vital::spawn("kernel", move || state.run(&inbox));
         Kernel { orders, divergence, missed, port }
     }
 
@@ -86,7 +84,7 @@ impl Kernel {
         // A thread that is stuck in the kernel must not stop the registrar too: what it misses now it makes
         // up by applying everything.
         if self.orders.try_send(order).is_err() {
-            self.missed.store(true, Ordering::Release);
+            self.missed.store(Some(world.clone()));
         }
         if finished.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
             log!(Warn, "kernel", "the firewall is late", generation = world.generation);
@@ -99,7 +97,7 @@ impl Kernel {
         let _ = self.orders.try_send(Order::Check);
     }
 
-    /// Removes the table.
+    /// Ends forwarding, then removes the table, then the thread: nothing is applied any more.
     pub fn remove(&self) {
         let (done, finished) = sync_channel(1);
         if self.orders.send(Order::Remove(done)).is_ok() {
@@ -122,10 +120,12 @@ struct Thread {
     nft: Result<Nft, String>,
     admin_ports: Vec<u16>,
     divergence: Arc<ArcSwap<Option<String>>>,
-    missed: Arc<AtomicBool>,
+    missed: Arc<ArcSwapOption<World>>,
     world: Option<Arc<World>>,
     /// What the kernel should have; `None` after a failure, so that everything is applied anew.
     plan: Option<Ruleset>,
+    /// Set when packets are forwarded: not before the firewall stands.
+    forwarding: Option<Setting>,
 }
 
 impl Thread {
@@ -134,21 +134,19 @@ impl Thread {
             let wait = if self.divergence.load().is_none() { RESYNC } else { RETRY };
             match inbox.recv_timeout(wait) {
                 Ok(Order::Match { world, ruleset, leased, done }) => {
-                    self.world = Some(world);
-                    self.report(|thread| thread.apply(ruleset, &leased));
+                    // What was made up for with a newer world is not undone by an older one.
+                    if self.world.as_ref().is_none_or(|known| known.generation < world.generation) {
+                        self.world = Some(world);
+                        self.report(|thread| thread.apply(ruleset, &leased));
+                    }
                     let _ = done.send(());
                 }
                 Ok(Order::Check) => self.report(Thread::verify),
                 Err(RecvTimeoutError::Timeout) => self.report(Thread::verify),
                 Ok(Order::Remove(done)) => {
-                    if let Ok(nft) = &mut self.nft
-                        && let Err(error) = nft.remove(TABLE)
-                    {
-                        log!(Error, "kernel", "the firewall table stays behind", error = error);
-                    }
-                    self.world = None;
-                    self.plan = None;
+                    self.remove();
                     let _ = done.send(());
+                    return;
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -176,11 +174,30 @@ impl Thread {
     }
 
     fn apply(&mut self, ruleset: bool, leased: &LeasedChange) -> Result<(), String> {
-        if self.missed.swap(false, Ordering::Acquire) || ruleset || self.plan.is_none() {
-            return self.apply_everything();
+        let missed = self.missed.swap(None);
+        if missed.is_none()
+            && !ruleset
+            && self.plan.is_some()
+            && let Ok(nft) = &mut self.nft
+            && nft.change_leased(TABLE, &leased.added, &leased.removed).is_ok()
+        {
+            return Ok(());
         }
-        let nft = self.nft.as_mut().map_err(|error| error.clone())?;
-        nft.change_leased(TABLE, &leased.added, &leased.removed).map_err(|error| error.to_string())
+        if missed.is_some() {
+            self.world = missed;
+        }
+        self.apply_everything()
+    }
+
+    fn remove(&mut self) {
+        if let Some(Err(error)) = self.forwarding.take().map(Setting::restore) {
+            log!(Warn, "kernel", "forwarding stays as it is", error = error);
+        }
+        if let Ok(nft) = &mut self.nft
+            && let Err(error) = nft.remove(TABLE)
+        {
+            log!(Error, "kernel", "the firewall table stays behind", error = error);
+        }
     }
 
     /// Applies the whole plan in one transaction and reads it back.
@@ -193,6 +210,10 @@ impl Thread {
         nft.apply(&plan, leased.iter().copied()).map_err(|error| error.to_string())?;
         nft.verify(&plan, leased).map_err(|error| error.to_string())?;
         self.plan = Some(plan);
+        if self.forwarding.is_none() {
+            let setting = sysctl::set(sysctl::IP_FORWARD, "1");
+            self.forwarding = Some(setting.map_err(|error| format!("apps have no internet: {error}"))?);
+        }
         Ok(())
     }
 

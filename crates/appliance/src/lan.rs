@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use proximity_dhcp::{Datagram, Destination, Drop, Reply, Request, Stats, build, parse};
-use proximity_net::{LinkError, Links, PacketError, PacketSocket};
+use proximity_net::{LinkError, LinkWatch, Links, PacketError, PacketSocket};
 use proximity_table::{Mac, Network};
 
 use crate::log;
@@ -19,6 +19,8 @@ const CLIENT_PORT: u16 = 68;
 pub struct Wire {
     socket: PacketSocket,
     interface: Arc<str>,
+    /// Index of the interface: another link of the same name is another wire.
+    index: u32,
     mac: Mac,
     gateway: Ipv4Addr,
 }
@@ -27,23 +29,25 @@ impl Wire {
     /// Listens on a network's interface.
     pub async fn open(network: &Network, links: &Links) -> Result<Wire, WireError> {
         let mac = Mac(links.mac(&network.interface).await?);
+        let index = links.index(&network.interface).await?;
         let socket = PacketSocket::bind(&network.interface, SERVER_PORT)?;
-        Ok(Wire { socket, interface: network.interface.clone(), mac, gateway: network.address.addr })
+        Ok(Wire { socket, interface: network.interface.clone(), index, mac, gateway: network.address.addr })
     }
 
     /// Hands what comes in to the registrar, for ever.
-    pub async fn serve(self: Arc<Wire>, network: Arc<str>, registrar: Registrar, stats: Arc<Stats>) {
+    async fn serve(self: Arc<Wire>, network: Arc<str>, registrar: Registrar, stats: Arc<Stats>) {
         let mut buffer = [0; LONGEST_FRAME];
         loop {
             let frame = match self.socket.recv(&mut buffer).await {
                 Ok(frame) => frame,
                 Err(error) => {
-                    // The link went down; it is heard again when it is back.
+                    // The link went down, or away: then the wire is opened anew.
                     log!(Warn, "dhcp", "the link cannot be read", interface = self.interface, error = error);
                     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
                     continue;
                 }
             };
+            // A frame that was longer than the buffer is cut short, and says so by its own length.
             let read = parse(&buffer[..frame.len], frame.checksum_ready).map_err(Drop::from);
             let request =
                 read.and_then(|datagram| Ok((Request::read(datagram.payload)?, datagram.source_mac)));
@@ -83,15 +87,70 @@ impl ReplySender for Wire {
     }
 }
 
+/// Keeps a network's link addressed and its wire served, for ever, also when the link goes and another of its
+/// name comes.
+pub async fn keep(first: Option<Arc<Wire>>, network: Arc<Network>, registrar: Registrar, stats: Arc<Stats>) {
+    let mut wire = first;
+    loop {
+        let served = async {
+            match wire.clone() {
+                Some(wire) => wire.serve(network.name.clone(), registrar.clone(), stats.clone()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let index = wire.as_ref().map(|wire| wire.index);
+        let trouble = tokio::select! {
+            () = served => continue,
+            result = watch(&network, index) => result.err(),
+        };
+        if let Some(error) = trouble {
+            log!(Warn, "lan", "the link does not work", interface = network.interface, error = error);
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        }
+        if let Ok(links) = Links::new()
+            && network.dhcp_enabled
+            && let Ok(anew) = Wire::open(&network, &links).await
+        {
+            wire = Some(Arc::new(anew));
+        }
+    }
+}
+
+/// Gives the link back what it loses; returns when the wire has to be opened anew, because the interface is
+/// another one than `index`.
+async fn watch(network: &Network, index: Option<u32>) -> Result<(), LinkError> {
+    let mut changes = LinkWatch::new()?;
+    let links = Links::new()?;
+    loop {
+        let present = links.index(&network.interface).await?;
+        if network.manage_link {
+            let link = links.link(&network.interface).await?;
+            let addressed = links.addresses(&network.interface).await?.contains(&network.address);
+            if !link.up || !addressed {
+                raise(&links, network).await?;
+                log!(Info, "lan", "the link has its address", interface = network.interface);
+            }
+        }
+        if index.is_some_and(|index| index != present) {
+            return Ok(());
+        }
+        changes.changed().await?;
+    }
+}
+
 /// Brings loopback and the app networks' links up and gives them their addresses.
 pub async fn bring_up(links: &Links, networks: &[Arc<Network>]) -> Result<(), LinkError> {
     // In a container of unmanaged type nobody else does.
     links.ensure_up("lo").await?;
     for network in networks.iter().filter(|network| network.manage_link) {
-        links.ensure_up(&network.interface).await?;
-        links.set_address(&network.interface, network.address, &[]).await?;
+        raise(links, network).await?;
     }
     Ok(())
+}
+
+async fn raise(links: &Links, network: &Network) -> Result<(), LinkError> {
+    links.ensure_up(&network.interface).await?;
+    links.set_address(&network.interface, network.address, &[]).await
 }
 
 /// Why a network's wire cannot be used.

@@ -18,6 +18,7 @@ mod registrar;
 mod table_text;
 mod token;
 mod uplink;
+mod vital;
 
 use std::process::ExitCode;
 

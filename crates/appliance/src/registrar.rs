@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -20,7 +19,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::kernel::{Kernel, LeasedChange};
 use crate::objects::ApiObjects;
-use crate::{clock, log};
+use crate::{clock, log, vital};
 
 /// Most commands that wait; DHCP clients beyond that try again by themselves.
 const QUEUE: usize = 4096;
@@ -38,6 +37,7 @@ pub struct Registrar {
     commands: SyncSender<Command>,
     world: Arc<ArcSwap<World>>,
     published: watch::Receiver<u64>,
+    trouble: Arc<ArcSwap<Option<String>>>,
 }
 
 /// Where a DHCP reply leaves by.
@@ -76,23 +76,27 @@ impl Registrar {
     /// Starts the thread on what the store remembers and the configuration says. The first world is
     /// published when this returns; the kernel follows it.
     pub fn start(
-        store: Store,
+        mut store: Store,
         state: State,
         intent: &Intent,
+        wan: Wan,
         kernel: Kernel,
         stats: Arc<Stats>,
     ) -> Result<Registrar, StoreError> {
         let block_end = state.generation + GENERATION_BLOCK;
         store.commit(&[], Some(block_end))?;
         let objects = ApiObjects::of(state.objects);
-        let facts = Facts::new(objects.merge(intent), Ledger::of(state.leases));
+        let mut facts = Facts::new(objects.merge(intent), Ledger::of(state.leases));
+        facts.apply(Change::Wan(wan), &mut Touched::default());
         let generation = Generation(state.generation + 1);
         let world = Arc::new(World::derive(facts, generation));
         let shared = Arc::new(ArcSwap::new(world.clone()));
         let (notify, published) = watch::channel(generation.0);
         let (commands, inbox) = sync_channel(QUEUE);
         kernel.sync(&world, true, LeasedChange::default());
+        let trouble = Arc::new(ArcSwap::from_pointee(None));
         let writer = Writer {
+            trouble: trouble.clone(),
             store,
             kernel,
             stats,
@@ -102,16 +106,18 @@ impl Registrar {
             published: notify,
             block_end,
         };
-        thread::Builder::new()
-            .name("registrar".into())
-            .spawn(move || writer.run(&inbox))
-            .expect("threads can be made");
-        Ok(Registrar { commands, world: shared, published })
+        vital::spawn("registrar", move || writer.run(&inbox));
+        Ok(Registrar { commands, world: shared, published, trouble })
     }
 
     /// The published world.
     pub fn world(&self) -> &Arc<ArcSwap<World>> {
         &self.world
+    }
+
+    /// Why nothing can be made durable at the moment.
+    pub fn trouble(&self) -> Option<String> {
+        (**self.trouble.load()).clone()
     }
 
     /// Tells of each new generation.
@@ -163,6 +169,8 @@ struct Writer {
     server: Server,
     world: Arc<ArcSwap<World>>,
     published: watch::Sender<u64>,
+    /// Why the last commit failed.
+    trouble: Arc<ArcSwap<Option<String>>>,
     /// Last generation of the block that the store knows to be used.
     block_end: u64,
 }
@@ -178,6 +186,8 @@ struct Batch {
     /// Whoever waits for the commit.
     waiting: Vec<oneshot::Sender<Result<Generation, Problem>>>,
     told: Vec<Told>,
+    /// What the file says, when it was read in this batch.
+    file: Option<Intent>,
 }
 
 enum Told {
@@ -203,6 +213,7 @@ impl Writer {
                 replies: Vec::new(),
                 waiting: Vec::new(),
                 told: Vec::new(),
+                file: None,
             };
             // Whatever arrived during the last commit shares the next one.
             let more = std::iter::from_fn(|| inbox.try_recv().ok());
@@ -258,6 +269,7 @@ impl Writer {
                 let mut objects = self.objects.clone();
                 batch.changes.iter().for_each(|change| objects.note(change));
                 batch.apply(Change::Intent(Arc::new(objects.merge(&intent))));
+                batch.file = Some(*intent);
                 batch.told.push(Told::Intent(done));
             }
         }
@@ -276,7 +288,6 @@ impl Writer {
             Ok(Answer { lease, reply }) => {
                 let durable = lease.is_some();
                 if let Some(lease) = lease {
-                    log_lease(&lease);
                     batch.apply(Change::Lease(lease));
                 }
                 if let Some(reply) = reply {
@@ -291,29 +302,54 @@ impl Writer {
     }
 
     fn finish(&mut self, before: &World, mut batch: Batch) {
-        if let Err(error) = self.commit(&batch) {
-            log!(Error, "store", "nothing of this batch was granted", error = error);
-            // What was only offered or refused needs no disk; leases and objects do.
-            let (lost, free): (Vec<_>, Vec<_>) = batch.replies.drain(..).partition(|(.., durable)| *durable);
-            lost.iter().for_each(|_| self.stats.count_drop(Drop::NotDurable));
-            for done in batch.waiting.drain(..) {
-                let _ = done.send(Err(not_durable(&error)));
-            }
-            batch.replies = free;
-            return self.send(batch, before.generation);
+        let committed = self.commit(&batch);
+        self.trouble.store(Arc::new(committed.as_ref().err().map(ToString::to_string)));
+        if let Err(error) = committed {
+            log!(Error, "store", "no lease or object of this batch was granted", error = error);
+            batch = self.without_durable(before, batch, &error);
         }
         let mut generation = before.generation;
         if !batch.changes.is_empty() {
-            batch.changes.iter().for_each(|change| self.objects.note(change));
             generation = batch.generation;
-            let world = Arc::new(before.next(batch.facts.clone(), &batch.touched, generation));
-            let leased = leased_change(before, &world, &batch.changes);
-            let ruleset = batch.touched.ruleset && ruleset_differs(before, &world);
-            self.world.store(world.clone());
-            self.kernel.sync(&world, ruleset, leased);
-            self.published.send_replace(generation.0);
+            self.publish(before, &batch);
         }
         self.send(batch, generation);
+    }
+
+    /// What is left of a batch that could not be made durable: the facts that need no disk (health, WAN, the
+    /// file), and the replies that promise nothing.
+    fn without_durable(&self, before: &World, mut batch: Batch, error: &StoreError) -> Batch {
+        let changes = std::mem::take(&mut batch.changes);
+        batch.facts = before.facts.clone();
+        batch.touched = Touched::default();
+        for change in changes.into_iter().filter(|change| !Store::is_durable(change)) {
+            batch.apply(match (change, &batch.file) {
+                // Made anew: the one of the batch holds objects that are lost.
+                (Change::Intent(_), Some(file)) => Change::Intent(Arc::new(self.objects.merge(file))),
+                (change, _) => change,
+            });
+        }
+        let (lost, free): (Vec<_>, Vec<_>) = batch.replies.drain(..).partition(|(.., durable)| *durable);
+        lost.iter().for_each(|_| self.stats.count_drop(Drop::NotDurable));
+        batch.replies = free;
+        for done in batch.waiting.drain(..) {
+            let _ = done.send(Err(not_durable(error)));
+        }
+        batch
+    }
+
+    fn publish(&mut self, before: &World, batch: &Batch) {
+        for change in &batch.changes {
+            self.objects.note(change);
+            if let Change::Lease(lease) = change {
+                log_lease(lease);
+            }
+        }
+        let world = Arc::new(before.next(batch.facts.clone(), &batch.touched, batch.generation));
+        let leased = leased_change(before, &world, &batch.changes);
+        self.world.store(world.clone());
+        self.kernel.sync(&world, ruleset_differs(before, &world), leased);
+        self.published.send_replace(world.generation.0);
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
@@ -347,6 +383,15 @@ impl Writer {
 
 impl Batch {
     fn apply(&mut self, change: Change) {
+        // A client holds one address of a network: what it held before is given up in the same commit, or a
+        // restart would find both.
+        if let Change::Lease(lease) = &change
+            && lease.state != LeaseState::Declined
+            && let Some(held) = self.facts.ledger().of_client(&lease.network, lease.mac).map(|held| held.ip)
+            && held != lease.ip
+        {
+            self.apply(Change::ForgetLease(held));
+        }
         self.changes.push(change.clone());
         self.facts.apply(change, &mut self.touched);
     }
@@ -358,9 +403,7 @@ impl Batch {
             match lease.state {
                 LeaseState::Declined => self.apply(Change::ForgetLease(lease.ip)),
                 _ => {
-                    let lease = Lease { state: LeaseState::Expired, ..(*lease).clone() };
-                    log_lease(&lease);
-                    self.apply(Change::Lease(lease));
+                    self.apply(Change::Lease(Lease { state: LeaseState::Expired, ..(*lease).clone() }));
                 }
             }
         }

@@ -20,10 +20,13 @@ pub fn load_or_make(directory: &Path) -> io::Result<Token> {
             let mut secret = [0; 32];
             getrandom::fill(&mut secret).map_err(|error| io::Error::other(error.to_string()))?;
             let text: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-            let mut file =
-                std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+            // Whole or not at all: half a token would stop every later start.
+            let fresh = path.with_extension("new");
+            let mut options = std::fs::OpenOptions::new();
+            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
             writeln!(file, "{text}")?;
             file.sync_all()?;
+            std::fs::rename(&fresh, &path)?;
             Ok(Token::new(&text))
         }
         Err(error) => Err(error),

@@ -34,8 +34,10 @@ impl Uplink {
     /// app networks live without an outside.
     pub async fn run(self) {
         let mut told = None;
+        // Outlives trouble: the address that a server gave is ours until its lease ends.
+        let mut dhcp = None;
         loop {
-            if let Err(error) = self.serve().await {
+            if let Err(error) = self.serve(&mut dhcp).await {
                 let text = error.to_string();
                 if told.as_ref() != Some(&text) {
                     log!(Error, "uplink", "the outside link does not work", error = text);
@@ -46,38 +48,49 @@ impl Uplink {
         }
     }
 
-    async fn serve(&self) -> Result<(), WireError> {
+    async fn serve(&self, dhcp: &mut Option<DhcpClient>) -> Result<(), WireError> {
         let mut watch = LinkWatch::new()?;
         let links = Links::new()?;
         if self.address != WanAddress::Unmanaged {
             links.ensure_up(&self.interface).await?;
         }
-        if let WanAddress::Static { address, gateway } = self.address {
-            self.take(&links, address, gateway, &[]).await?;
+        self.tell(&links).await?;
+        if self.address == WanAddress::Dhcp {
+            let mac = Mac(links.mac(&self.interface).await?);
+            let socket = PacketSocket::bind(&self.interface, CLIENT_PORT)?;
+            match dhcp {
+                Some(dhcp) => dhcp.socket = socket,
+                None => *dhcp = Some(DhcpClient::new(mac, self.hostname.clone(), socket)),
+            }
         }
-        let mut told = None;
-        self.tell(&links, &mut told).await?;
-        let mut dhcp = match self.address {
-            WanAddress::Dhcp => Some(DhcpClient::open(self, &links).await?),
-            _ => None,
-        };
-        let mut running = true;
+        self.take_static(&links).await?;
+        let mut running = links.link(&self.interface).await?.running;
         loop {
             tokio::select! {
                 change = watch.changed() => {
-                    self.tell(&links, &mut told).await?;
-                    if let (LinkChange::Link(link), Some(dhcp)) = (change?, &mut dhcp)
+                    self.tell(&links).await?;
+                    if let LinkChange::Link(link) = change?
                         && link.name == *self.interface
                     {
                         if link.running && !running {
                             // The cable came back, perhaps in another network.
-                            dhcp.client.handle_link_up(dhcp.uptime.milliseconds());
+                            self.take_static(&links).await?;
+                            if let Some(dhcp) = dhcp {
+                                dhcp.client.handle_link_up(dhcp.uptime.milliseconds());
+                            }
                         }
                         running = link.running;
                     }
                 }
-                command = next_command(&mut dhcp) => self.obey(&links, dhcp.as_mut(), command).await?,
+                command = next_command(dhcp) => self.obey(&links, dhcp.as_mut(), command).await?,
             }
+        }
+    }
+
+    async fn take_static(&self, links: &Links) -> Result<(), LinkError> {
+        match self.address {
+            WanAddress::Static { address, gateway } => self.take(links, address, gateway, &[]).await,
+            WanAddress::Dhcp | WanAddress::Unmanaged => Ok(()),
         }
     }
 
@@ -90,6 +103,16 @@ impl Uplink {
         let Some(dhcp) = dhcp else { return Ok(()) };
         match command {
             Command::Send { payload, unicast } => dhcp.send(&payload, unicast),
+            Command::Bind(binding) if self.clashes(binding.address) => {
+                let server = binding.server;
+                log!(
+                    Error,
+                    "uplink",
+                    "the offered address lies in an app network",
+                    address = binding.address,
+                    server = server
+                );
+            }
             Command::Bind(binding) => {
                 let renewal = dhcp.bound.as_ref().is_some_and(|bound| bound.address == binding.address);
                 if !renewal {
@@ -124,7 +147,10 @@ impl Uplink {
         gateway: Option<Ipv4Addr>,
         ours: &[Ipv4Net],
     ) -> Result<(), LinkError> {
-        self.registrar.set_wan(Wan { addresses: vec![address], gateway }).await;
+        let mut addresses = links.addresses(&self.interface).await?;
+        addresses.retain(|found| *found == address || !ours.contains(found));
+        addresses.push(address);
+        self.announce(addresses, gateway).await;
         links.set_address(&self.interface, address, ours).await?;
         match gateway {
             Some(gateway) => links.replace_default_route(gateway, &self.interface).await,
@@ -132,17 +158,42 @@ impl Uplink {
         }
     }
 
-    /// Tells the registrar which addresses the link has, if they are others than it was told.
-    async fn tell(&self, links: &Links, told: &mut Option<Vec<Ipv4Net>>) -> Result<(), LinkError> {
-        let mut addresses = links.addresses(&self.interface).await?;
-        addresses.sort();
-        if told.as_ref() != Some(&addresses) {
-            let gateway = self.registrar.world().load().facts.wan().gateway;
-            self.registrar.set_wan(Wan { addresses: addresses.clone(), gateway }).await;
-            *told = Some(addresses);
-        }
+    /// Tells the registrar which addresses the link has.
+    async fn tell(&self, links: &Links) -> Result<(), LinkError> {
+        let addresses = links.addresses(&self.interface).await?;
+        let gateway = self.registrar.world().load().facts.wan().gateway;
+        self.announce(addresses, gateway).await;
         Ok(())
     }
+
+    /// Has the firewall follow, unless it knows already.
+    async fn announce(&self, mut addresses: Vec<Ipv4Net>, gateway: Option<Ipv4Addr>) {
+        addresses.sort();
+        addresses.dedup();
+        let wan = Wan { addresses, gateway };
+        if *self.registrar.world().load().facts.wan() != wan {
+            self.registrar.set_wan(wan).await;
+        }
+    }
+
+    /// Whether an address would shadow an app network.
+    fn clashes(&self, address: Ipv4Net) -> bool {
+        let world = self.registrar.world().load();
+        world.facts.intent().networks.iter().any(|network| network.address.overlaps(address))
+    }
+}
+
+/// The addresses that the outside link has before anything is done to it, and will have if they are fixed: the
+/// first firewall must know them.
+pub async fn present(links: &Links, interface: &str, address: WanAddress) -> Wan {
+    let mut wan = Wan { addresses: links.addresses(interface).await.unwrap_or_default(), gateway: None };
+    if let WanAddress::Static { address, gateway } = address {
+        wan.addresses.push(address);
+        wan.gateway = gateway;
+    }
+    wan.addresses.sort();
+    wan.addresses.dedup();
+    wan
 }
 
 /// The client core with its socket and its clock.
@@ -155,11 +206,9 @@ struct DhcpClient {
 }
 
 impl DhcpClient {
-    async fn open(uplink: &Uplink, links: &Links) -> Result<DhcpClient, WireError> {
-        let mac = Mac(links.mac(&uplink.interface).await?);
-        let socket = PacketSocket::bind(&uplink.interface, CLIENT_PORT)?;
-        let client = Client::new(mac, uplink.hostname.clone(), 0, entropy());
-        Ok(DhcpClient { client, socket, mac, uptime: Uptime::start(), bound: None })
+    fn new(mac: Mac, hostname: Label, socket: PacketSocket) -> DhcpClient {
+        let client = Client::new(mac, hostname, 0, entropy());
+        DhcpClient { client, socket, mac, uptime: Uptime::start(), bound: None }
     }
 
     async fn next(&mut self) -> Command {
@@ -188,8 +237,8 @@ impl DhcpClient {
     }
 
     fn send(&self, payload: &[u8], unicast: Option<(Ipv4Addr, Ipv4Addr)>) {
-        // A renewal goes to the server's address in a broadcast frame: that saves finding its hardware
-        // address, and every server takes it.
+        // A renewal goes to the server's address in a broadcast frame, which saves finding its hardware address.
+        // A server that insists on a unicast frame is reached when the client rebinds.
         let (source, target) = unicast.unwrap_or((Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST));
         let frame = build(&Datagram {
             source_mac: self.mac,

@@ -26,6 +26,10 @@ pub fn all(config: &Config, report: &Report) {
         }
     }
     for ((name, rtype), (_, records)) in &intent.records {
+        if !intent.serves(name) {
+            let message = format!("the record {name} {rtype} lies in no zone of the appliance");
+            add(message, "use a name below a domain or in the reverse zone of an app network");
+        }
         if *rtype == proximity_table::RecordType::CNAME {
             let others = intent.records.keys().filter(|(other, _)| other == name).count();
             if others > 1 || records.len() > 1 {

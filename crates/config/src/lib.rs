@@ -38,8 +38,6 @@ pub struct Config {
     pub proxy: Proxy,
     /// The admin API.
     pub admin: Admin,
-    /// Whether packets are forwarded at all, `[nat] enabled`.
-    pub nat: bool,
     /// Everything that the world is derived from.
     pub intent: Intent,
 }
@@ -147,9 +145,12 @@ impl Config {
         note(self.admin != running.admin, "admin.listen");
         let links = |config: &Config| -> Vec<_> {
             let nets = config.intent.networks.iter();
-            nets.map(|net| (net.interface.clone(), net.address, net.manage_link, net.dhcp_enabled)).collect()
+            nets.map(|net| {
+                (net.name.clone(), net.interface.clone(), net.address, net.manage_link, net.dhcp_enabled)
+            })
+            .collect()
         };
-        note(links(self) != links(running), "network (interface, address, dhcp.enabled)");
+        note(links(self) != links(running), "network (name, interface, address, dhcp.enabled)");
         changed
     }
 
@@ -234,7 +235,7 @@ impl Config {
             isolate_management,
             wan_dns,
         };
-        Config { appliance, wan, dns, proxy, admin, nat, intent }
+        Config { appliance, wan, dns, proxy, admin, intent }
     }
 }
 

@@ -22,8 +22,7 @@ pub fn read_all(root: &mut Section<'_>, domain: &Name) -> Networks {
     let tables = root.tables("network");
     if tables.is_empty() {
         // None written: the seed's one app network.
-        let mut absent = root.table("no network is written");
-        found.add(&mut absent, domain, 0);
+        found.add(&mut root.absent(), domain, 0);
     }
     for (index, mut table) in tables.into_iter().enumerate() {
         found.add(&mut table, domain, index);

@@ -27,8 +27,12 @@ pub fn forward_target(text: &str) -> Option<(ForwardTarget, u16)> {
     }
 }
 
-/// A vhost's host name: one word is a name of the domain, more than one stand for themselves.
+/// A vhost's host name: one word is a name of the domain, more than one stand for themselves. A wildcard is
+/// refused: no route would match what DNS would answer.
 pub fn vhost_hostname(text: &str, domain: &Name) -> Result<Name, NameError> {
+    if text.contains('*') {
+        return Err(NameError::BadCharacter(text.to_owned(), '*'));
+    }
     if text.contains('.') { text.parse() } else { Name::relative(text, domain) }
 }
 

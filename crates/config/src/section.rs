@@ -34,6 +34,11 @@ impl<'a> Section<'a> {
         self.below(table, self.full(key), item.and_then(Item::span))
     }
 
+    /// A table that nobody wrote: everything in it has its default.
+    pub fn absent(&self) -> Section<'a> {
+        self.below(None, String::new(), None)
+    }
+
     /// The tables of an array of tables, each with its place in the path.
     pub fn tables(&mut self, key: &'static str) -> Vec<Section<'a>> {
         let Some(item) = self.take(key) else { return Vec::new() };

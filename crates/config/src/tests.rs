@@ -36,7 +36,7 @@ fn an_empty_file_is_the_seeds_appliance() {
     assert!(config.dns.enabled && config.dns.listen.is_empty() && !intent.wan_dns);
     assert_eq!(config.proxy.listen[0].to_string(), "0.0.0.0:80");
     assert_eq!(config.admin.listen[0].to_string(), "0.0.0.0:9090");
-    assert!(config.nat && intent.masquerade && intent.isolate_management);
+    assert!(intent.masquerade && intent.isolate_management);
     assert_eq!(config.appliance.state_dir.to_str(), Some("/var/lib/proximity"));
     assert_eq!(config.appliance.log_dir.to_str(), Some("/var/log/proximity"));
     assert_eq!(config.appliance.run_dir.to_str(), Some("/run/proximity"));

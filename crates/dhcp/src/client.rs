@@ -25,6 +25,8 @@ pub struct Client {
     state: State,
     /// When [`Client::handle_timeout`] is due.
     wake: u64,
+    /// When the address that is still in use while asking anew must be given up (RFC 2131 §4.4.5).
+    lapse: Option<u64>,
 }
 
 /// What the shell must do.
@@ -84,12 +86,13 @@ impl Client {
             entropy,
             state: State::Selecting { tries: 0 },
             wake: now,
+            lapse: None,
         }
     }
 
     /// When [`Client::handle_timeout`] must be called.
     pub fn poll_timeout(&self) -> u64 {
-        self.wake
+        self.lapse.map_or(self.wake, |lapse| self.wake.min(lapse))
     }
 
     /// What it holds.
@@ -107,6 +110,10 @@ impl Client {
 
     /// Time has come for the next message.
     pub fn handle_timeout(&mut self, now: u64) -> Option<Command> {
+        if self.lapse.is_some_and(|lapse| now >= lapse) {
+            self.lapse = None;
+            return Some(Command::Unbind);
+        }
         if now < self.wake {
             return None;
         }
@@ -129,6 +136,7 @@ impl Client {
             }
             State::Bound { end, .. } if now >= *end => {
                 self.begin(now);
+                self.lapse = None;
                 Some(Command::Unbind)
             }
             State::Bound { binding, renew, rebind, end } => {
@@ -158,7 +166,7 @@ impl Client {
         let served = Served::read(&message);
         let address = message.yiaddr();
         match (&self.state, served.kind?) {
-            (State::Selecting { .. }, MessageType::Offer) if !address.is_unspecified() => {
+            (State::Selecting { .. }, MessageType::Offer) if is_usable(address) => {
                 self.state = State::Requesting { address, server: served.server?, tries: 0 };
                 self.wake = now;
                 self.handle_timeout(now)
@@ -179,6 +187,7 @@ impl Client {
             }
             (State::Bound { .. }, MessageType::Nak) => {
                 self.begin(now);
+                self.lapse = None;
                 Some(Command::Unbind)
             }
             _ => None,
@@ -186,6 +195,9 @@ impl Client {
     }
 
     fn begin(&mut self, now: u64) {
+        if let State::Bound { end, .. } = &self.state {
+            self.lapse = Some(*end);
+        }
         self.state = State::Selecting { tries: 0 };
         self.xid = self.random() as u32;
         self.wake = now;
@@ -198,7 +210,11 @@ impl Client {
         let end = now + milliseconds(seconds);
         let renew = now + milliseconds(renew.filter(|t| *t < seconds).unwrap_or(seconds / 2));
         let rebind = now + milliseconds(rebind.filter(|t| *t < seconds).unwrap_or(seconds / 8 * 7));
-        let prefix = served.mask.map_or(24, |mask| u32::from(mask).leading_ones() as u8);
+        // A mask shorter than a class A's would make the whole internet the management network.
+        let prefix =
+            served.mask.map(|mask| u32::from(mask).leading_ones() as u8).filter(|prefix| *prefix >= 8);
+        let prefix = prefix.unwrap_or(24);
+        self.lapse = None;
         let binding = Binding {
             address: Ipv4Net { addr: address, prefix },
             gateway: served.router,
@@ -258,6 +274,10 @@ impl Client {
         self.entropy = x;
         x
     }
+}
+
+fn is_usable(address: Ipv4Addr) -> bool {
+    !(address.is_unspecified() || address.is_broadcast() || address.is_multicast() || address.is_loopback())
 }
 
 impl Served {
@@ -362,6 +382,21 @@ mod tests {
         assert!(matches!(reply.to, Destination::Client(_, ip) if ip == binding.address.addr));
         assert!(matches!(client.handle_message(now, &reply.payload), Some(Command::Bind(_))));
         assert!(client.poll_timeout() > now + 5 * 3600 * 1000);
+    }
+
+    #[test]
+    fn an_address_is_given_up_at_its_end_although_the_link_flapped() {
+        let (mut client, _) = bound(&mut Lan::new());
+        client.handle_link_up(1_000);
+        let end = 20 + 12 * 3600 * 1000;
+        loop {
+            let now = client.poll_timeout();
+            match client.handle_timeout(now) {
+                Some(Command::Unbind) => break assert_eq!(now, end),
+                Some(Command::Send { .. }) => assert!(now < end),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[test]

@@ -73,8 +73,16 @@ impl Server {
         // A relay speaks for its own link: only for one that is a network of ours.
         let network = match request.giaddr {
             Ipv4Addr::UNSPECIFIED => network,
-            relay => facts.intent().network_of(relay).ok_or(Drop::ForeignRelay)?,
+            // A relay of another network would be an app that reaches over.
+            relay if network.address.contains(relay) => network,
+            _ => return Err(Drop::ForeignRelay),
         };
+        let ours = network.address.addr;
+        if matches!(request.kind, MessageType::Decline | MessageType::Release)
+            && request.server.is_some_and(|server| server != ours)
+        {
+            return Err(Drop::OtherServer);
+        }
         let case = Case { request, network, facts, now, epoch };
         match request.kind {
             MessageType::Discover => self.discover(&case),
@@ -120,6 +128,12 @@ impl Server {
         if case.network.address.contains(ip) && !known {
             // "If the DHCP server has no record of this client, then it MUST remain silent".
             return Err(Drop::UnknownClient);
+        }
+        // "Server SHOULD send a DHCPNAK message to the client if … the client's notion is wrong".
+        let right = case.reservation().or(case.held().map(|lease| lease.ip));
+        if right.is_some_and(|right| right != ip) {
+            self.offers.forget(&case.network.name, case.mac());
+            return Ok(Answer { lease: None, reply: Some(case.nak("another address is yours")?) });
         }
         self.grant(case, ip)
     }
@@ -261,7 +275,10 @@ impl Case<'_> {
             message: None,
         };
         let payload = reply::encode(self.request, self.network, &content)?;
-        let to = Destination::Client(self.mac(), ciaddr);
+        let to = match self.request.giaddr {
+            Ipv4Addr::UNSPECIFIED => Destination::Client(self.mac(), ciaddr),
+            relay => Destination::Relay(relay),
+        };
         Ok(Answer { lease: None, reply: Some(Reply { kind, payload, to }) })
     }
 

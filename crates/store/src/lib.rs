@@ -23,6 +23,9 @@ use thiserror::Error;
 /// Version of what the tables hold; a file of a later version is refused, not guessed at.
 const SCHEMA: u64 = 1;
 
+/// Octets of the file that are kept in memory.
+const CACHE: usize = 4 << 20;
+
 /// Name of the file below `state_dir`.
 pub const FILE_NAME: &str = "state.redb";
 
@@ -34,7 +37,8 @@ const OBJECTS: TableDefinition<(&str, &str), &[u8]> = TableDefinition::new("obje
 /// The open state file; one process at a time.
 #[derive(Debug)]
 pub struct Store {
-    database: Database,
+    /// `None` only while an error keeps it from being opened again.
+    database: Option<Database>,
     path: PathBuf,
 }
 
@@ -61,7 +65,9 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// Another process has it, or its content is damaged.
-    #[error("cannot use {path}: {source}: stop the other proximity, or restore a backup over it")]
+    #[error(
+        "cannot use {path}: {source}: free disk space, stop another proximity, or restore a backup over it"
+    )]
     Database {
         /// The file.
         path: PathBuf,
@@ -92,28 +98,16 @@ impl Store {
     /// Opens or creates the state file in a directory, which is made if it is missing.
     pub fn open(directory: &Path) -> Result<Store, StoreError> {
         let path = directory.join(FILE_NAME);
-        let file_error = |source| StoreError::File { path: path.clone(), source };
-        std::fs::create_dir_all(directory).map_err(file_error)?;
-        // Created by us so that only we may read it: it holds what clients told in confidence.
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let file = options.open(&path).map_err(file_error)?;
-        let broken = |source: redb::DatabaseError| {
-            let source = Box::new(source.into());
-            StoreError::Database { path: path.clone(), source }
-        };
-        let database = Database::builder()
-            .set_cache_size(8 << 20)
-            .create_with_backend(FileBackend::new(file).map_err(&broken)?)
-            .map_err(broken)?;
-        let store = Store { database, path };
-        store.prepare()?;
+        std::fs::create_dir_all(directory)
+            .map_err(|source| StoreError::File { path: path.clone(), source })?;
+        let mut store = Store { database: None, path };
+        store.reopen()?;
         Ok(store)
     }
 
     /// Reads everything.
     pub fn load(&self) -> Result<State, StoreError> {
-        let read = self.database.begin_read().map_err(|e| self.broken(e))?;
+        let read = self.database()?.begin_read().map_err(|e| self.broken(e))?;
         let mut state = State::default();
         let meta = read.open_table(META).map_err(|e| self.broken(e))?;
         state.generation =
@@ -135,10 +129,13 @@ impl Store {
     /// Makes changes durable, all or none, in one transaction, and returns when they are on disk. Changes
     /// that follow from elsewhere (health, WAN, what stands in the file) are passed over. `generation`
     /// raises the mark below which no generation is used again.
-    pub fn commit(&self, changes: &[Change], generation: Option<u64>) -> Result<(), StoreError> {
-        let write = self.database.begin_write().map_err(|e| self.broken(e))?;
-        self.write(&write, changes, generation)?;
-        write.commit().map_err(|e| self.broken(e))
+    ///
+    /// After an error of the disk the database refuses everything until it is opened again, so that is
+    /// tried once: a disk that has room again is used again.
+    pub fn commit(&mut self, changes: &[Change], generation: Option<u64>) -> Result<(), StoreError> {
+        let Err(first) = self.try_commit(changes, generation) else { return Ok(()) };
+        self.reopen().map_err(|_| first)?;
+        self.try_commit(changes, generation)
     }
 
     /// Whether a change is one that a commit would write.
@@ -155,8 +152,34 @@ impl Store {
         )
     }
 
+    fn try_commit(&self, changes: &[Change], generation: Option<u64>) -> Result<(), StoreError> {
+        let write = self.database()?.begin_write().map_err(|e| self.broken(e))?;
+        self.write(&write, changes, generation)?;
+        write.commit().map_err(|e| self.broken(e))
+    }
+
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        // Closed first: the file is locked by whoever has it open.
+        self.database = None;
+        let path = &self.path;
+        // Created by us so that only we may read it: it holds what clients told in confidence.
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(path).map_err(|source| StoreError::File { path: path.clone(), source })?;
+        let broken = |source: redb::DatabaseError| self.broken(source);
+        let backend = FileBackend::new(file).map_err(broken)?;
+        let database =
+            Database::builder().set_cache_size(CACHE).create_with_backend(backend).map_err(broken)?;
+        self.database = Some(database);
+        self.prepare()
+    }
+
+    fn database(&self) -> Result<&Database, StoreError> {
+        self.database.as_ref().ok_or_else(|| self.broken(redb::Error::PreviousIo))
+    }
+
     fn prepare(&self) -> Result<(), StoreError> {
-        let write = self.database.begin_write().map_err(|e| self.broken(e))?;
+        let write = self.database()?.begin_write().map_err(|e| self.broken(e))?;
         {
             let mut meta = write.open_table(META).map_err(|e| self.broken(e))?;
             let found = meta.get("schema").map_err(|e| self.broken(e))?.map(|value| value.value());
@@ -322,7 +345,7 @@ mod tests {
             Change::Records(Source::Api, record.name.clone(), RecordType::TXT, vec![record.clone()]),
             Change::Forward(Source::Api, forward),
         ];
-        let store = Store::open(directory.path()).unwrap();
+        let mut store = Store::open(directory.path()).unwrap();
         store.commit(&changes, Some(41)).unwrap();
         store.commit(&[Change::ForgetLease([10, 20, 0, 2].into())], None).unwrap();
         drop(store);
@@ -337,7 +360,7 @@ mod tests {
     #[test]
     fn what_others_remember_is_not_stored() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path()).unwrap();
+        let mut store = Store::open(directory.path()).unwrap();
         store.commit(&[Change::Vhost(Source::Config, vhost())], None).unwrap();
         assert!(store.load().unwrap().objects.is_empty());
         store.commit(&[Change::Vhost(Source::Api, vhost())], None).unwrap();

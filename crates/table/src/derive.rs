@@ -104,7 +104,7 @@ pub fn route(facts: &Facts, name: &Name, host: Option<&Host>) -> Option<Route> {
         return Some(vhost_route(facts, *source, vhost));
     }
     let host = host?;
-    if host.kind == HostKind::Appliance || !host.network.auto_vhost.enabled || host.lease.is_none() {
+    if host.kind == HostKind::Appliance || !host.network.auto_vhost.enabled {
         return None;
     }
     let app: Arc<str> = host.label.as_str().into();

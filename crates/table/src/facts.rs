@@ -60,8 +60,6 @@ pub struct Touched {
     pub everything: bool,
     /// These names, forward and reverse.
     pub names: BTreeSet<Name>,
-    /// The firewall's plan (not its set of leased addresses, which follows from the ledger).
-    pub ruleset: bool,
 }
 
 impl Facts {
@@ -140,13 +138,11 @@ impl Facts {
             }
             Change::Wan(wan) => {
                 self.wan = wan;
-                touched.ruleset = true;
             }
             Change::Intent(intent) => {
                 self.intent = intent;
                 self.index_all();
                 touched.everything = true;
-                touched.ruleset = true;
             }
             Change::Reservation(source, reservation) => {
                 let key = (reservation.network.clone(), reservation.mac);
@@ -168,11 +164,9 @@ impl Facts {
             Change::Forward(source, forward) => {
                 let key = (forward.protocol, forward.port);
                 self.intent_mut().forwards.insert(key, (source, Arc::new(forward)));
-                touched.ruleset = true;
             }
             Change::RemoveForward(protocol, port) => {
                 self.intent_mut().forwards.remove(&(protocol, port));
-                touched.ruleset = true;
             }
         }
     }
@@ -208,7 +202,6 @@ impl Facts {
             touched.names.insert(Name::reverse(owner.ip));
         }
         self.touch_vhosts(self.followers.get(hostname), touched);
-        touched.ruleset |= !self.intent.forwards.is_empty();
     }
 
     fn touch_vhosts(&self, apps: Option<&OrdSet<Label>>, touched: &mut Touched) {

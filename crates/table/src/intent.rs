@@ -159,6 +159,13 @@ impl Intent {
         self.networks.iter().find(|network| network.address.contains(ip))
     }
 
+    /// Whether a name lies in a zone of ours: the appliance's domain, or a network's domain or reverse zone.
+    pub fn serves(&self, name: &Name) -> bool {
+        let of_network =
+            |net: &Arc<Network>| name.is_in(&net.domain) || name.is_in(&Name::reverse_zone(net.address));
+        name.is_in(&self.domain) || self.networks.iter().any(of_network)
+    }
+
     /// The reservation that holds `ip`.
     pub fn reservation_at(&self, ip: Ipv4Addr) -> Option<&Arc<Reservation>> {
         self.reservations

@@ -23,9 +23,11 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// A ledger of these leases.
+    /// A ledger of these leases. Where a client has two on a network, the later one counts.
     pub fn of(leases: impl IntoIterator<Item = Lease>) -> Ledger {
         let mut ledger = Ledger::default();
+        let mut leases: Vec<Lease> = leases.into_iter().collect();
+        leases.sort_by_key(|lease| lease.epoch);
         for lease in leases {
             ledger.put(lease);
         }
