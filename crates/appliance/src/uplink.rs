@@ -67,23 +67,39 @@ impl Uplink {
         let mut running = links.link(&self.interface).await?.running;
         loop {
             tokio::select! {
-                change = watch.changed() => {
-                    self.tell(&links).await?;
-                    if let LinkChange::Link(link) = change?
-                        && link.name == *self.interface
-                    {
-                        if link.running && !running {
-                            // The cable came back, perhaps in another network.
-                            self.take_static(&links).await?;
-                            if let Some(dhcp) = dhcp {
-                                dhcp.client.handle_link_up(dhcp.uptime.milliseconds());
+                            change = watch.changed() => {
+            self.tell(&links).await?;
+                                self.restore(&links, dhcp.as_ref()).await?;
+                                if let LinkChange::Link(link) = change?
+                                    && link.name == *self.interface
+                                {
+                                    if link.running && !running {
+                                        // The cable came back, perhaps in another network.
+                                        self.take_static(&links).await?;
+                                        if let Some(dhcp) = dhcp {
+                                            dhcp.client.handle_link_up(dhcp.uptime.milliseconds());
+                                        }
+                                    }
+                                    running = link.running;
+                                }
                             }
+                            command = next_command(dhcp) => self.obey(&links, dhcp.as_mut(), command).await?,
                         }
-                        running = link.running;
-                    }
-                }
-                command = next_command(dhcp) => self.obey(&links, dhcp.as_mut(), command).await?,
+        }
+    }
+
+    /// Gives the link back an address of ours that somebody took away.
+    async fn restore(&self, links: &Links, dhcp: Option<&DhcpClient>) -> Result<(), LinkError> {
+        let ours = match self.address {
+            WanAddress::Static { address, gateway } => Some((address, gateway)),
+            _ => dhcp.and_then(|dhcp| dhcp.bound.as_ref()).map(|bound| (bound.address, bound.gateway)),
+        };
+        match ours {
+            Some((address, gateway)) if !links.addresses(&self.interface).await?.contains(&address) => {
+                log!(Warn, "uplink", "the address was taken away, giving it back", address = address);
+                self.take(links, address, gateway, &[]).await
             }
+            _ => Ok(()),
         }
     }
 
