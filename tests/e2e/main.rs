@@ -5,6 +5,7 @@ mod clients;
 mod command_line;
 mod config;
 mod crash;
+mod durability;
 mod firewall;
 mod forwards;
 mod reservations;
