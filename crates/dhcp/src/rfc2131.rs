@@ -377,3 +377,28 @@ fn offers_are_bounded_and_run_out() {
     assert!(lan.send(&discover(mac(210), "x")).is_ok(), "offers that nobody took are free again");
     assert!(lan.server.offers() <= 5);
 }
+
+/// §4.3.2, INIT-REBOOT: "Server SHOULD send a DHCPNAK message to the client if the requested IP address is
+/// incorrect".
+#[test]
+fn a_known_client_that_remembers_a_wrong_address_starts_again() {
+    let mut lan = Lan::new();
+    let address = lan.lease(mac(1), "a");
+    let free = if address == ip(200) { ip(201) } else { ip(200) };
+    let mut reboot = message(MessageType::Request, mac(1));
+    reboot.opts_mut().insert(DhcpOption::RequestedIpAddress(free));
+    let answer = lan.send(&reboot).unwrap();
+    assert_eq!(answer.reply.unwrap().kind, MessageType::Nak);
+    assert!(answer.lease.is_none());
+}
+
+/// §4.4.6: RELEASE and DECLINE carry the server identifier; those for another server are not ours.
+#[test]
+fn a_release_for_another_server_changes_nothing() {
+    let mut lan = Lan::new();
+    let address = lan.lease(mac(1), "a");
+    let mut release = message(MessageType::Release, mac(1));
+    release.set_ciaddr(address);
+    release.opts_mut().insert(DhcpOption::ServerIdentifier(ip(99)));
+    assert_eq!(lan.send(&release).unwrap_err(), Drop::OtherServer);
+}
