@@ -11,11 +11,11 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use proximity_table::Route;
 
-use crate::Reason;
 use crate::access::Line;
 use crate::clock::as_micros;
 use crate::pool::Connection;
 use crate::server::Client;
+use crate::{Reason, headers};
 
 /// nginx's word for a client that left before it got an answer.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
@@ -23,7 +23,7 @@ const CLIENT_CLOSED_REQUEST: u16 = 499;
 /// The body of a request on its way to a backend.
 pub enum Upload {
     Empty,
-    Streaming { body: Incoming, count: Rc<Cell<u64>> },
+    Streaming { body: Incoming, count: Rc<Cell<u64>>, client: Rc<Client> },
 }
 
 /// The body of a response on its way to a client, with everything that is due when it ends.
@@ -183,12 +183,15 @@ impl Body for Upload {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match &mut *self {
             Upload::Empty => Poll::Ready(None),
-            Upload::Streaming { body, count } => {
-                let frame = ready!(Pin::new(body).poll_frame(cx));
-                if let Some(Ok(frame)) = &frame
-                    && let Some(data) = frame.data_ref()
-                {
-                    count.set(count.get() + data.len() as u64);
+            Upload::Streaming { body, count, client } => {
+                let mut frame = ready!(Pin::new(body).poll_frame(cx));
+                if let Some(Ok(frame)) = &mut frame {
+                    if let Some(data) = frame.data_ref() {
+                        count.set(count.get() + data.len() as u64);
+                    } else if let Some(trailers) = frame.trailers_mut() {
+                        let ambiguous = headers::rewrite_trailers(trailers);
+                        client.worker.counters.stopped_by(Reason::HeaderName, ambiguous);
+                    }
                 }
                 Poll::Ready(frame)
             }

@@ -77,7 +77,7 @@ pub async fn answer(
     } else {
         let count = Rc::new(Cell::new(0));
         ticket.received = Some(count.clone());
-        Upload::Streaming { body, count }
+        Upload::Streaming { body, count, client: ticket.client.clone() }
     };
     match carry(&ticket.client.worker, &route, Request::from_parts(head, upload)).await {
         Ok((connection, response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
@@ -122,7 +122,10 @@ fn prepare(head: &mut request::Parts, ticket: &Ticket) {
         scheme: HeaderValue::from_static("http"),
         asked_host: ticket.host.clone(),
     };
-    headers::rewrite_request(&mut head.headers, &forwarding);
+    let ambiguous = headers::rewrite_request(&mut head.headers, &forwarding);
+    if ambiguous > 0 {
+        ticket.client.worker.counters.stopped_by(Reason::HeaderName, ambiguous);
+    }
     head.version = Version::HTTP_11;
     if head.uri.authority().is_some() {
         // RFC 9112 §3.2.1: an origin server is asked in origin form.

@@ -20,14 +20,23 @@ pub struct Forwarding {
 /// itself is replaced by what is known. Nothing is appended to a client's claim, so nobody can forge an
 /// address that a backend would believe.
 ///
-/// `Host` is left to [`set_host`], since it may change from one tried backend to the next.
-pub fn rewrite_request(headers: &mut HeaderMap, forwarding: &Forwarding) {
-    strip_hop_by_hop(headers);
-    remove_all(headers, is_of_another_proxy);
+/// `Host` is left to [`set_host`], since it may change from one tried backend to the next. Returns how many
+/// fields went only because of how their name is written.
+pub fn rewrite_request(headers: &mut HeaderMap, forwarding: &Forwarding) -> u64 {
+    strip_named_by_connection(headers);
+    let ambiguous = remove_claims(headers);
     headers.insert(X_REAL_IP, forwarding.client_ip.clone());
     headers.insert(X_FORWARDED_FOR, forwarding.client_ip.clone());
     headers.insert(X_FORWARDED_PROTO, forwarding.scheme.clone());
     headers.insert(X_FORWARDED_HOST, forwarding.asked_host.clone());
+    ambiguous
+}
+
+/// Makes the trailers of a client's request fit for a backend: one that merges them into the header must not
+/// find there what [`rewrite_request`] takes away. Returns the same count.
+pub fn rewrite_trailers(trailers: &mut HeaderMap) -> u64 {
+    strip_named_by_connection(trailers);
+    remove_claims(trailers)
 }
 
 /// The one place of the Host policy: a backend sees its own address and port, as the seed's
@@ -41,9 +50,7 @@ pub fn set_host(headers: &mut HeaderMap, backend: HeaderValue) {
 /// RFC 9110 §7.6.1: the fields named by Connection, Connection itself, and the fields that were
 /// connection-specific before they had to be named.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        strip_named_by_connection(headers);
-    }
+    strip_named_by_connection(headers);
     remove_all(headers, is_hop_by_hop);
 }
 
@@ -68,6 +75,9 @@ pub fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
 }
 
 fn strip_named_by_connection(headers: &mut HeaderMap) {
+    if !headers.contains_key(CONNECTION) {
+        return;
+    }
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -84,31 +94,58 @@ fn strip_named_by_connection(headers: &mut HeaderMap) {
     headers.remove(CONNECTION);
 }
 
-/// Removes the fields that `is_unwanted` names. Most messages have none or one of them, and to walk past the
-/// fields that are there costs a tenth of asking for each that might be.
-fn remove_all(headers: &mut HeaderMap, is_unwanted: fn(&str) -> bool) {
-    while let Some(name) = headers.keys().find(|name| is_unwanted(name.as_str())).cloned() {
+/// Removes what a client may not tell a backend. Returns how many names were ambiguous.
+fn remove_claims(headers: &mut HeaderMap) -> u64 {
+    let removed = remove_all(headers, |name| is_hop_by_hop(name) || is_claim(name) || is_ambiguous(name));
+    removed.iter().filter(|name| is_ambiguous(name.as_str())).count() as u64
+}
+
+/// Removes the fields that `is_unwanted` names, in one walk past those that are there: most messages have none
+/// or one of them, and to ask for each that might be costs ten times as much.
+fn remove_all(headers: &mut HeaderMap, is_unwanted: impl Fn(&str) -> bool) -> Vec<HeaderName> {
+    let unwanted: Vec<HeaderName> =
+        headers.keys().filter(|name| is_unwanted(name.as_str())).cloned().collect();
+    for name in &unwanted {
         headers.remove(name);
     }
+    unwanted
 }
 
 fn is_hop_by_hop(name: &str) -> bool {
-    matches!(
-        name,
-        "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade" | "proxy-authenticate"
-    )
+    match name.as_bytes().first() {
+        Some(b'k' | b'p' | b't' | b'u') => matches!(
+            name,
+            "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade" | "proxy-authenticate"
+        ),
+        _ => false,
+    }
 }
 
-/// What other proxies set and backends believe; none of it is ours.
-fn is_of_another_proxy(name: &str) -> bool {
-    matches!(
-        name,
-        "forwarded"
-            | "x-forwarded-port"
-            | "x-forwarded-prefix"
-            | "x-forwarded-server"
-            | "proxy-authorization"
-    )
+/// What other proxies set and backends believe, whoever sent it; none of it is a client's to say.
+///
+/// `Proxy` becomes the variable `HTTP_PROXY` of a CGI program, which would send its own requests to that
+/// address. The `X-Original-*` and `X-Rewrite-*` kinds make some frameworks act on another path or host than
+/// the one that was asked for, past every rule that looked at the request.
+fn is_claim(name: &str) -> bool {
+    match name.as_bytes().first() {
+        Some(b'x') => {
+            name.starts_with("x-forwarded")
+                || name.starts_with("x-original-")
+                || name.starts_with("x-rewrite-")
+                || matches!(name, "x-real-ip" | "x-client-ip" | "x-cluster-client-ip")
+        }
+        Some(b'f') => matches!(name, "forwarded" | "front-end-https"),
+        Some(b'p') => matches!(name, "proxy" | "proxy-authorization"),
+        Some(b't') => name == "true-client-ip",
+        _ => false,
+    }
+}
+
+/// Whether a backend may take the name for another one. CGI, FastCGI, WSGI and PHP know a field as a variable
+/// in which `-` and `_`, with some servers every other sign too, are the same `_`: `X_Real_IP` would stand
+/// where ours does.
+fn is_ambiguous(name: &str) -> bool {
+    !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
@@ -133,6 +170,18 @@ mod tests {
             scheme: HeaderValue::from_static("http"),
             asked_host: HeaderValue::from_static("nginx.prox.local"),
         }
+    }
+
+    /// What a backend gets when these are the fields that pass.
+    fn ours_and(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = map(fields);
+        headers.extend(map(&[
+            ("x-real-ip", "192.168.1.7"),
+            ("x-forwarded-for", "192.168.1.7"),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-host", "nginx.prox.local"),
+        ]));
+        headers
     }
 
     // RFC 9110 §7.6.1: "Intermediaries MUST parse a received Connection header field before a message is
@@ -188,15 +237,90 @@ mod tests {
             ("proxy-authorization", "Basic eA=="),
             ("cookie", "a=b"),
         ]);
+        assert_eq!(rewrite_request(&mut headers, &forwarding()), 0);
+        assert_eq!(headers, ours_and(&[("cookie", "a=b")]));
+    }
+
+    #[test]
+    fn nothing_that_a_backend_would_believe_passes() {
+        let claims = [
+            "Forwarded",
+            "Front-End-Https",
+            "Proxy",
+            "True-Client-IP",
+            "X-Client-IP",
+            "X-Cluster-Client-IP",
+            "X-Forwarded",
+            "X-Forwarded-By",
+            "X-Forwarded-Port",
+            "X-Forwarded-Prefix",
+            "X-Forwarded-Protocol",
+            "X-Forwarded-Scheme",
+            "X-Forwarded-Server",
+            "X-Forwarded-Ssl",
+            "X-Forwarded-Uri",
+            "X-Original-For",
+            "X-Original-Host",
+            "X-Original-URL",
+            "X-Rewrite-URL",
+        ];
+        for name in claims {
+            let mut headers = map(&[(name, "1"), (name, "2")]);
+            assert_eq!(rewrite_request(&mut headers, &forwarding()), 0);
+            assert_eq!(headers, ours_and(&[]), "{name}");
+        }
+        let mut headers = map(&claims.map(|name| (name, "1")));
         rewrite_request(&mut headers, &forwarding());
-        let expected = map(&[
-            ("cookie", "a=b"),
-            ("x-real-ip", "192.168.1.7"),
-            ("x-forwarded-for", "192.168.1.7"),
-            ("x-forwarded-proto", "http"),
-            ("x-forwarded-host", "nginx.prox.local"),
+        assert_eq!(headers, ours_and(&[]), "all at once");
+    }
+
+    #[test]
+    fn names_that_backends_read_as_others_are_dropped_and_counted() {
+        let ambiguous = [
+            "X_Forwarded_For",
+            "X-Forwarded_For",
+            "x_real_ip",
+            "_",
+            "Content_Length",
+            "X.Real.IP",
+            "X-Real~IP",
+            "api_key",
+        ];
+        for name in ambiguous {
+            let mut headers = map(&[(name, "1"), (name, "2")]);
+            assert_eq!(rewrite_request(&mut headers, &forwarding()), 1, "{name}");
+            assert_eq!(headers, ours_and(&[]), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_claim_passes() {
+        let kept = [
+            ("accept", "*/*"),
+            ("authorization", "Basic eA=="),
+            ("if-none-match", "\"x_1\""),
+            ("sec-ch-ua-platform", "\"Linux\""),
+            ("upgrade-insecure-requests", "1"),
+            ("x-api-key2", "a_b"),
+            ("x-requested-with", "XMLHttpRequest"),
+        ];
+        let mut headers = map(&kept);
+        assert_eq!(rewrite_request(&mut headers, &forwarding()), 0);
+        assert_eq!(headers, ours_and(&kept));
+    }
+
+    // RFC 9110 §6.5.1: "Trailer fields ought to be processed and stored separately from the fields in the header
+    // section". Those who merge them must not be fooled.
+    #[test]
+    fn trailers_carry_no_claims_either() {
+        let mut trailers = map(&[
+            ("x-forwarded-for", "1.2.3.4"),
+            ("x_real_ip", "1.2.3.4"),
+            ("x-checksum", "abc"),
+            ("transfer-encoding", "chunked"),
         ]);
-        assert_eq!(headers, expected);
+        assert_eq!(rewrite_trailers(&mut trailers), 1);
+        assert_eq!(trailers, map(&[("x-checksum", "abc")]));
     }
 
     #[test]

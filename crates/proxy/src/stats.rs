@@ -57,6 +57,8 @@ pub enum Reason {
     ClientGone,
     /// The writer of the access log is behind: lines were dropped.
     LogBehind,
+    /// A request field whose name backends could read as another's: the request went on without it.
+    HeaderName,
 }
 
 /// Counters of one data thread. Only that thread writes, so adding needs no locked instruction.
@@ -186,7 +188,7 @@ impl Totals {
 
 impl Reason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Reason; 26] = [
+    pub const ALL: [Reason; 27] = [
         Reason::MissingHost,
         Reason::DuplicateHost,
         Reason::InvalidHost,
@@ -213,6 +215,7 @@ impl Reason {
         Reason::BackendProtocol,
         Reason::ClientGone,
         Reason::LogBehind,
+        Reason::HeaderName,
     ];
 
     /// The word that labels its counter.
@@ -244,6 +247,7 @@ impl Reason {
             Reason::BackendProtocol => "backend_protocol",
             Reason::ClientGone => "client_gone",
             Reason::LogBehind => "log_behind",
+            Reason::HeaderName => "header_name",
         }
     }
 }

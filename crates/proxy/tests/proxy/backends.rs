@@ -49,6 +49,26 @@ fn headers_are_rebuilt_for_the_backend_and_stripped_for_the_client() {
 }
 
 #[test]
+fn no_header_of_a_client_can_stand_in_for_ours() {
+    let backend = Backend::answering("");
+    let proxy = Proxy::start(&Table::of(vec![vhost("wiki", &[backend.addr])]));
+    let mut client = proxy.connect();
+    client.send(
+        "GET / HTTP/1.1\r\nHost: wiki.prox.local\r\nX_Forwarded_For: 6.6.6.6\r\nX-Real_IP: 6.6.6.6\r\n\
+         X.Forwarded.Host: evil\r\nProxy: http://evil\r\nX-Forwarded-Ssl: on\r\nX-Original-URL: /admin\r\n\
+         True-Client-IP: 6.6.6.6\r\nX-Api-Key: 1\r\n\r\n",
+    );
+    assert_eq!(client.response().status, 200);
+    let request = backend.requests().remove(0);
+    let mut names: Vec<&str> = request.headers.iter().map(|(name, _)| name.as_str()).collect();
+    names.sort_unstable();
+    let expected =
+        ["host", "x-api-key", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"];
+    assert_eq!(names, expected);
+    assert_eq!(proxy.count(Reason::HeaderName), 3);
+}
+
+#[test]
 fn several_backends_take_turns_and_a_dead_one_is_passed_over() {
     let (one, two) = (Backend::answering("1"), Backend::answering("2"));
     let table = Table::of(vec![

@@ -125,6 +125,38 @@ fn a_chunked_upload_and_expect_continue_pass() {
 }
 
 #[test]
+fn trailers_of_an_upload_pass_without_claims() {
+    let (arrived, arrivals) = channel();
+    let arrived = Mutex::new(arrived);
+    let backend = Backend::script(move |mut conn| {
+        let mut line = String::new();
+        while !line.ends_with("\r\n\r\n") {
+            std::io::BufRead::read_line(&mut conn.stream, &mut line).unwrap();
+        }
+        while read_chunk(&mut conn.stream).is_some_and(|chunk| !chunk.is_empty()) {}
+        // The end of the last chunk was read with the first octets of what follows it.
+        let mut trailers = String::new();
+        while !trailers.ends_with("\r\n\r\n") {
+            std::io::BufRead::read_line(&mut conn.stream, &mut trailers).unwrap();
+        }
+        arrived.lock().unwrap().send(trailers).unwrap();
+        conn.answer("");
+    });
+    let proxy = Proxy::start(&Table::of(vec![vhost("wiki", &[backend.addr])]));
+    let mut client = proxy.connect();
+    client.send(
+        "POST / HTTP/1.1\r\nHost: wiki.prox.local\r\nTransfer-Encoding: chunked\r\n\
+         Trailer: X-Real-IP, X_Real_IP, X-Checksum\r\n\r\n3\r\nabc\r\n0\r\n\
+         X-Real-IP: 6.6.6.6\r\nX_Real_IP: 6.6.6.6\r\nX-Checksum: 42\r\n\r\n",
+    );
+    let trailers = arrivals.recv_timeout(PATIENCE).unwrap().to_ascii_lowercase();
+    assert!(trailers.contains("checksum: 42"), "{trailers}");
+    assert!(!trailers.contains("6.6.6.6"), "{trailers}");
+    assert_eq!(client.response().status, 200);
+    assert_eq!(proxy.count(Reason::HeaderName), 1);
+}
+
+#[test]
 fn a_download_is_not_cut_by_changes_of_other_vhosts() {
     let (release, released) = channel::<()>();
     let released = Mutex::new(released);
