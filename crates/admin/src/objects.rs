@@ -7,9 +7,15 @@ use proximity_table::{
     BackendProtocol, BackendTarget, Forward, HealthPolicy, Intent, Label, Mac, Name, Protocol, Record,
     RecordData, Reservation, Vhost,
 };
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, IgnoredAny};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::Problem;
+
+/// Most backends of a vhost.
+const MOST_BACKENDS: usize = 256;
+/// Most aliases of a vhost.
+const MOST_ALIASES: usize = 64;
 
 /// A vhost to create; `app_name`, `backend_ip` and `backend_port` are enough.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -38,15 +44,23 @@ pub struct VhostInput {
     pub enabled: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthInput>,
+    /// What is shown of a vhost beside its settings is passed over.
+    #[serde(default, skip_serializing)]
+    pub source: Option<IgnoredAny>,
+    #[serde(default, skip_serializing)]
+    pub verdict: Option<IgnoredAny>,
+    #[serde(default, skip_serializing)]
+    pub url: Option<IgnoredAny>,
 }
 
-/// How a vhost is to be probed; times in seconds.
+/// How a vhost is to be probed; times in seconds, or as `30s`. What is shown of its health is passed over.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct HealthInput {
     pub uri: Option<String>,
+    #[serde(default, deserialize_with = "seconds")]
     pub interval: Option<u32>,
+    #[serde(default, deserialize_with = "seconds")]
     pub timeout: Option<u32>,
 }
 
@@ -103,6 +117,10 @@ impl VhostInput {
             Some(text) => vhost_hostname(text, domain),
             None => domain.child(&app_name),
         };
+        if self.aliases.len() > MOST_ALIASES {
+            let detail = format!("the vhost has {} aliases", self.aliases.len());
+            return Err(Problem::invalid(detail, format!("give at most {MOST_ALIASES}")));
+        }
         let aliases = self.aliases.iter().map(|alias| vhost_hostname(alias, domain));
         Ok(Vhost {
             hostname: hostname.map_err(Problem::explained)?,
@@ -121,20 +139,35 @@ impl VhostInput {
         if port == 0 {
             return Err(Problem::invalid("backend_port cannot be 0", "use a port from 1 to 65535"));
         }
-        match (self.backend_ip, &self.backend, &self.backends[..]) {
-            (Some(ip), None, []) => Ok(vec![BackendTarget::Address(SocketAddrV4::new(ip, port))]),
-            (None, Some(app), []) => {
-                Ok(vec![BackendTarget::App { name: app.parse().map_err(Problem::explained)?, port }])
+        if self.backends.len() > MOST_BACKENDS {
+            let detail = format!("the vhost has {} backends", self.backends.len());
+            return Err(Problem::invalid(detail, format!("give at most {MOST_BACKENDS}")));
+        }
+        let parse = |text: &String| {
+            backend_target(text).ok_or_else(|| Problem::invalid(format!("`{text}` is not a backend"), hint))
+        };
+        let listed = self.backends.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        let single = match (self.backend_ip, &self.backend) {
+            (Some(ip), None) => Some(BackendTarget::Address(SocketAddrV4::new(ip, port))),
+            (None, Some(app)) => {
+                Some(BackendTarget::App { name: app.parse().map_err(Problem::explained)?, port })
             }
-            (None, None, [_, ..]) => {
-                let parse = |text: &String| {
-                    let wrong = || Problem::invalid(format!("`{text}` is not a backend"), hint);
-                    backend_target(text).ok_or_else(wrong)
-                };
-                self.backends.iter().take(256).map(parse).collect()
+            (None, None) => None,
+            (Some(_), Some(_)) => {
+                return Err(Problem::invalid("backend_ip and backend are both given", hint));
             }
-            (None, None, []) => Err(Problem::invalid("the vhost has no backend", hint)),
-            _ => Err(Problem::invalid("the vhost names its backends in two ways", hint)),
+        };
+        match (single, listed.first()) {
+            (None, None) => Err(Problem::invalid("the vhost has no backend", hint)),
+            (Some(single), None) => Ok(vec![single]),
+            (None, Some(_)) => Ok(listed),
+            // A vhost is shown with both, and may come back as it was shown: for an app that is followed,
+            // backend_ip is where it happened to be.
+            (Some(single), Some(first)) => match first {
+                BackendTarget::App { .. } => Ok(listed),
+                first if *first == single => Ok(listed),
+                _ => Err(Problem::invalid("backend_ip and backends differ", "change both, or leave one out")),
+            },
         }
     }
 }
@@ -201,5 +234,63 @@ impl ForwardInput {
             return Err(Problem::invalid("port cannot be 0", "use a port from 1 to 65535"));
         }
         Ok(Forward { protocol: self.protocol.unwrap_or(Protocol::Tcp), port: self.port, to, to_port })
+    }
+}
+
+/// A number of seconds, or a text such as `30s`, which is how health times are shown.
+fn seconds<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u32>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Time {
+        Number(u32),
+        Text(String),
+    }
+    match Option::<Time>::deserialize(input)? {
+        None => Ok(None),
+        Some(Time::Number(seconds)) => Ok(Some(seconds)),
+        Some(Time::Text(text)) => match proximity_config::parse_duration(&text) {
+            Some(seconds) => Ok(Some(seconds)),
+            None => Err(D::Error::custom(format!("`{text}` is not a time such as \"30s\" or \"5m\""))),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn build(json: &str) -> Result<Vhost, Problem> {
+        let input: VhostInput = serde_json::from_str(json).expect("the input is of the right shape");
+        input.build(None, &"prox.local".parse().unwrap())
+    }
+
+    #[test]
+    fn three_fields_are_enough() {
+        let vhost =
+            build(r#"{"app_name": "wiki", "backend_ip": "10.20.0.101", "backend_port": 8080}"#).unwrap();
+        assert_eq!(vhost.hostname.to_string(), "wiki.prox.local");
+        assert_eq!(vhost.backends, [BackendTarget::Address("10.20.0.101:8080".parse().unwrap())]);
+        assert_eq!(vhost.health, HealthPolicy::default());
+    }
+
+    #[test]
+    fn a_vhost_may_come_back_as_it_was_shown() {
+        let shown = r#"{"app_name": "docs", "hostname": "docs.prox.local", "aliases": [], "backend_ip": "10.20.0.112",
+            "backend_port": 80, "backends": ["wiki:80"], "protocol": "http", "enabled": true, "source": "api",
+            "verdict": "ready", "url": "http://docs.prox.local", "health": {"state": "healthy", "since": null,
+            "reason": null, "uri": "/up", "interval": "10s", "timeout": "5s", "backends": []}}"#;
+        let vhost = build(shown).unwrap();
+        assert!(matches!(&vhost.backends[..], [BackendTarget::App { port: 80, .. }]));
+        assert_eq!((vhost.health.uri.as_str(), vhost.health.interval), ("/up", 10));
+    }
+
+    #[test]
+    fn contradictions_are_told() {
+        let error = build(r#"{"app_name": "a", "backend_ip": "10.20.0.1", "backends": ["10.20.0.2:80"]}"#)
+            .unwrap_err();
+        assert!(error.detail.contains("differ"), "{error:?}");
+        assert!(build(r#"{"app_name": "a"}"#).unwrap_err().detail.contains("no backend"));
+        let many = format!(r#"{{"app_name": "a", "backends": {:?}}}"#, vec!["10.20.0.2:80"; 257]);
+        assert!(build(&many).unwrap_err().detail.contains("257"));
     }
 }

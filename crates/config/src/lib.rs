@@ -19,6 +19,7 @@ use proximity_table::{Intent, Ipv4Net, Label, Name};
 pub use objects::{backend_target, forward_target, vhost_hostname};
 pub use problem::{Problem, Report};
 use section::Section;
+pub use section::parse_duration;
 
 /// Where `proximity run` looks for its configuration.
 pub const DEFAULT_PATH: &str = "/etc/proximity/proximity.toml";

@@ -314,7 +314,8 @@ fn parse_address(text: &str, port: u16) -> Option<SocketAddr> {
     text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, port)))
 }
 
-fn parse_duration(text: &str) -> Option<u32> {
+/// Seconds of a text such as `30s`, `5m`, `12h`, `7d` or `infinite`.
+pub fn parse_duration(text: &str) -> Option<u32> {
     if text == "infinite" {
         return Some(u32::MAX);
     }
