@@ -197,7 +197,7 @@ fn up_shows_ui_and_apps_on_this_machine_and_goes_without_a_trace() {
         assert!(up.said.contains(&format!("http://{app}.prox.local/")), "{}", up.said);
     }
 
-    let (ui, proxy) = (port_after(&up.said, "appliance UI"), port_after(&up.said, "reverse proxy"));
+    let (ui, proxy) = (port_after(&up.said, "admin API  "), port_after(&up.said, "reverse proxy"));
     assert_eq!(curl(&[&format!("http://127.0.0.1:{ui}/")]), "stock user interface\n");
     for app in ["nginx-01", "wiki", "blog"] {
         let host = format!("Host: {app}.prox.local");
