@@ -5,6 +5,17 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
+/// What an unambiguous name is made of; looked up, since every octet of every name is asked about.
+const PLAIN: [bool; 256] = {
+    let mut plain = [false; 256];
+    let mut byte = 0;
+    while byte < plain.len() {
+        plain[byte] = (byte as u8).is_ascii_alphanumeric() || byte as u8 == b'-';
+        byte += 1;
+    }
+    plain
+};
+
 /// What a backend is told about the request it gets.
 #[derive(Clone, Debug)]
 pub struct Forwarding {
@@ -145,7 +156,7 @@ fn is_claim(name: &str) -> bool {
 /// in which `-` and `_`, with some servers every other sign too, are the same `_`: `X_Real_IP` would stand
 /// where ours does.
 fn is_ambiguous(name: &str) -> bool {
-    !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    !name.bytes().all(|byte| PLAIN[usize::from(byte)])
 }
 
 fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
