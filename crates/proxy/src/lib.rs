@@ -1,13 +1,15 @@
 //! Reverse proxy: Host to vhost to backend, health, pages and access log.
 //!
-//! The pure modules decide (`host`, `framing`, `headers`, `pages`, `health`, `balance`, `targets`); the
-//! shells move bytes (`server`, `connection`, `forward`, `body`, `pool`, `prober`, `access_writer`). A data
-//! thread owns its listeners, its upstream connections and its log buffer, and reads one world per request;
-//! it shares nothing that it would have to lock.
+//! The pure modules decide (`host`, `framing`, `headers`, `pages`, `health`, `balance`, `targets`, `access`,
+//! `escape`); the shells move bytes (`server`, `connection`, `forward`, `body`, `pool`, `prober`) and
+//! log lines (`access_writer`, `access_file`, `free_space`). A data thread owns its listeners, its upstream
+//! connections and its log buffer, and reads one world per request; it shares nothing that it would have to
+//! lock.
 
 #![forbid(unsafe_code)]
 
 mod access;
+mod access_file;
 mod access_writer;
 mod balance;
 mod body;
@@ -16,6 +18,7 @@ mod connection;
 mod escape;
 mod forward;
 mod framing;
+mod free_space;
 mod headers;
 mod health;
 mod host;
