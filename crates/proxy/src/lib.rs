@@ -1,7 +1,7 @@
 //! Reverse proxy: Host to vhost to backend, health, pages and access log.
 //!
 //! The pure modules decide (`host`, `framing`, `headers`, `pages`, `health`, `balance`, `targets`, `access`,
-//! `escape`); the shells move bytes (`server`, `connection`, `forward`, `body`, `pool`, `prober`) and
+//! `escape`); the shells move bytes (`server`, `connection`, `forward`, `body`, `pool`, `prober`, `peers`) and
 //! log lines (`access_writer`, `access_file`, `free_space`). A data thread owns its listeners, its upstream
 //! connections and its log buffer, and reads one world per request; it shares nothing that it would have to
 //! lock.
@@ -23,6 +23,7 @@ mod headers;
 mod health;
 mod host;
 mod pages;
+mod peers;
 mod pool;
 mod prober;
 mod server;

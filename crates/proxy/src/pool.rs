@@ -14,7 +14,8 @@ use proximity_table::BackendKey;
 use tokio::net::TcpStream;
 
 use crate::body::Upload;
-use crate::{Counters, Reason};
+use crate::peers::Patience;
+use crate::{Counters, Reason, peers};
 
 /// Kept connections of one thread, all backends together.
 const MOST_KEPT: usize = 4096;
@@ -117,8 +118,9 @@ impl Pool {
             Ok(Err(error)) => return Err(why_not(&error)),
             Err(_) => return Err(Reason::BackendTimedOut),
         };
-        // A failure here costs latency only.
+        // A failure here costs latency only, or that a silent end is noticed late.
         let _ = stream.set_nodelay(true);
+        let _ = peers::watch_backend(&stream, Patience::USUAL);
         let handshake = http1::Builder::new().handshake(TokioIo::new(stream)).await;
         let (sender, connection) = handshake.map_err(|_| Reason::BackendBroke)?;
         tokio::task::spawn_local(async move {

@@ -22,8 +22,9 @@ use crate::access::{Batch, Line, client_fields};
 use crate::balance::Turns;
 use crate::clock::Clock;
 use crate::connection::{Activity, Guarded, Phase};
+use crate::peers::Patience;
 use crate::pool::{Limits, Pool};
-use crate::{AccessSink, Counters, Reason, forward};
+use crate::{AccessSink, Counters, Reason, forward, peers};
 
 /// Where the proxy reads the world: one immutable snapshot at a time.
 pub type Snapshot = Arc<ArcSwap<World>>;
@@ -105,7 +106,7 @@ struct Registered(Rc<Worker>, u64);
 pub(crate) struct OpenTunnel(Rc<Worker>);
 
 /// A listening socket that several data threads may each have one of (`SO_REUSEPORT`): the kernel spreads
-/// connections over them. Errors are the kernel's, e.g. address in use.
+/// connections over them, and ends those whose client is gone. Errors are the kernel's, e.g. address in use.
 pub fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
@@ -115,6 +116,8 @@ pub fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
+    // Before anybody can connect, so that every connection has it.
+    peers::watch_clients(&socket, Patience::USUAL)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

@@ -52,6 +52,44 @@ fn a_stop_does_not_wait_for_ever() {
     assert!(client.is_closed());
 }
 
+/// The kernel's timer of a connection on 127.0.0.1 (proc(5), `/proc/net/tcp`): its kind, and the hundredths of
+/// a second until it goes off.
+fn timer(local_port: u16, peer_port: u16) -> (u8, u64) {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let ends = [local_port, peer_port].map(|port| format!("0100007F:{port:04X}"));
+    let line = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let line = line.into_iter().find(|fields| fields[1..3] == ends).unwrap();
+    let (kind, left) = line[5].split_once(':').unwrap();
+    (kind.parse().unwrap(), u64::from_str_radix(left, 16).unwrap())
+}
+
+#[test]
+fn the_kernel_asks_silent_peers_on_both_sides_whether_they_are_there() {
+    const KEEPALIVE: u8 = 2;
+    let (arrived, arrivals) = channel();
+    let arrived = Mutex::new(arrived);
+    let backend = Backend::script(move |mut conn| {
+        conn.request();
+        arrived.lock().unwrap().send(conn.stream.get_ref().peer_addr().unwrap().port()).unwrap();
+        // Never answers; ends when the proxy does.
+        conn.request();
+    });
+    let proxy = Proxy::start(&Table::of(vec![vhost("wiki", &[backend.addr])]));
+    let mut client = proxy.connect();
+    client.send("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\n\r\n");
+    let upstream = arrivals.recv_timeout(PATIENCE).unwrap();
+    let client = client.stream.get_ref().local_addr().unwrap().port();
+    // The two hours that the kernel takes by itself would be 720,000.
+    let watched = |local, peer| matches!(timer(local, peer), (KEEPALIVE, left) if left <= 6_000);
+    let began = std::time::Instant::now();
+    // What was just sent has a timer of its own until it is acknowledged.
+    while !(watched(proxy.addr.port(), client) && watched(upstream, backend.addr.port())) {
+        let timers = [timer(proxy.addr.port(), client), timer(upstream, backend.addr.port())];
+        assert!(began.elapsed() < PATIENCE, "{timers:?}");
+        std::thread::yield_now();
+    }
+}
+
 fn temp_dir(name: &str) -> PathBuf {
     let dir = std::env::temp_dir().join(format!("proximity-proxy-{name}-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&dir);
