@@ -101,6 +101,7 @@ fn intent(vhosts: OrdMap<Label, (Source, Arc<Vhost>)>) -> Intent {
         records: OrdMap::new(),
         vhosts,
         forwards: OrdMap::new(),
+        own_ports: Vec::new(),
         masquerade: true,
         isolate_management: true,
         wan_dns: false,

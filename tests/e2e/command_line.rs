@@ -98,7 +98,7 @@ fn what_is_added_is_there_and_what_is_removed_is_gone() {
     done(&site, &["dns", "rm", "printer", "A"]);
     json(&site, &["dns", "rm", "note.prox.local.", "TXT"]);
     assert_eq!(dns.address("printer.prox.local"), None);
-    refused(&site, &["dns", "rm", "printer", "A"], "no record");
+    refused(&site, &["dns", "rm", "printer", "A"], "there is no record");
     refused(&site, &["dns", "add", "printer", "A", "not-an-address"], "not-an-address");
 
     done(&site, &["vhost", "add", "shop", "10.20.0.5:8080"]);

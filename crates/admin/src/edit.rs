@@ -70,6 +70,10 @@ pub fn put_reservation(facts: &Facts, new: Reservation) -> Result<Vec<Change>, P
     match reservations.get(&key) {
         Some((Source::Config, _)) => return Err(Problem::owned_by_file("reservation", &new.mac.to_string())),
         Some((_, same)) if **same == new => return Ok(Vec::new()),
+        Some((_, other)) => {
+            let hint = format!("remove it first: `proximity lease unreserve {}`", new.mac);
+            return Err(Problem::conflict(format!("{} has a reservation for {}", new.mac, other.ip), hint));
+        }
         None if reservations.len() >= MOST_OBJECTS => return Err(full("reservations")),
         _ => {}
     }
@@ -92,6 +96,15 @@ pub fn put_reservation(facts: &Facts, new: Reservation) -> Result<Vec<Change>, P
         let name = lease.hostname.as_ref().map_or_else(|| lease.mac.to_string(), ToString::to_string);
         let hint = "choose another address, or release that lease first";
         return Err(Problem::conflict(format!("{} is leased to {name}", new.ip), hint));
+    }
+    if let Some(hostname) = &new.hostname
+        && let Some(owner) = facts
+            .ledger()
+            .of_hostname(&new.network, hostname)
+            .find(|lease| lease.is_bound() && lease.mac != new.mac)
+    {
+        let detail = format!("{hostname} is the name of {} ({})", owner.ip, owner.mac);
+        return Err(Problem::conflict(detail, "choose another host name, or rename that app first"));
     }
     let mut changes = vec![Change::Reservation(Source::Api, new.clone())];
     // A lease on the very address takes the reserved name at once, not at its next renewal.
@@ -160,12 +173,18 @@ pub fn remove_records(facts: &Facts, name: &str, rtype: &str) -> Result<Vec<Chan
             None => {}
         }
     }
-    Err(Problem::absent("record", &format!("{name} {rtype}"), "proximity dns ls"))
+    let hint = "records of leases and of the system go with what they come from; `proximity dns ls` shows each source";
+    let detail = format!("there is no record `{name} {rtype}` that somebody added");
+    Err(Problem::new(axum::http::StatusCode::NOT_FOUND, detail, hint))
 }
 
 /// Makes a port forward.
 pub fn put_forward(facts: &Facts, new: Forward) -> Result<Vec<Change>, Problem> {
     let label = format!("{}/{}", new.protocol.as_str(), new.port);
+    if let Some(conflict) = facts.intent().forward_conflict(&new) {
+        let hint = "choose another port, and an app or its address as the target";
+        return Err(Problem::conflict(format!("{label} cannot be forwarded: {conflict}"), hint));
+    }
     match facts.intent().forwards.get(&(new.protocol, new.port)) {
         Some((Source::Config, _)) => Err(Problem::owned_by_file("forward", &label)),
         Some((_, same)) if **same == new => Ok(Vec::new()),
@@ -182,7 +201,7 @@ pub fn remove_forward(facts: &Facts, protocol: Protocol, port: u16) -> Result<Ve
     match facts.intent().forwards.get(&(protocol, port)) {
         Some((Source::Config, _)) => Err(Problem::owned_by_file("forward", &label)),
         Some(_) => Ok(vec![Change::RemoveForward(protocol, port)]),
-        None => Err(Problem::absent("forward", &label, "proximity status")),
+        None => Err(Problem::absent("forward", &label, "proximity forward ls")),
     }
 }
 

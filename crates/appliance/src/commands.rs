@@ -36,6 +36,10 @@ pub fn validate(asked: &Asked, file: Option<PathBuf>) -> Done {
     }
     match result {
         Ok(_) if asked.json => Ok(()),
+        Ok(_) if !path.exists() => {
+            say!("{} does not exist: the defaults hold", path.display());
+            Ok(())
+        }
         Ok(_) => {
             say!("{} is right", path.display());
             Ok(())
@@ -306,7 +310,7 @@ impl Asked {
 
     fn show<T: DeserializeOwned>(&self, answer: Value, print: impl FnOnce(T)) -> Done {
         if self.json {
-            say!("{answer}");
+            say!("{}", if answer.is_null() { json!({}) } else { answer });
             return Ok(());
         }
         let value = serde_json::from_value(answer);

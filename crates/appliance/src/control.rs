@@ -11,7 +11,7 @@ use proximity_config::Config;
 use proximity_dhcp::Stats;
 use proximity_dns::{DnsSettings, DnsSnapshot, DnsStats, Forwarder, Upstream};
 use proximity_proxy::{Counters, Reason, Totals};
-use proximity_table::{AppState, Generation, Timestamp, Verdict, World};
+use proximity_table::{AppState, Generation, HealthState, Route, Timestamp, Verdict, World};
 
 use crate::clock::{self, Uptime};
 use crate::kernel::Kernel;
@@ -57,6 +57,13 @@ impl Control {
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         problems.extend(self.kernel.divergence().map(|reason| format!("firewall: {reason}")));
+        let world = self.world();
+        let interface = &world.facts.intent().wan_interface;
+        if !world.facts.wan().running {
+            problems.push(format!(
+                "the WAN link {interface} is down: look at its cable, bridge or firewall in Proxmox"
+            ));
+        }
         let trouble = self.registrar.trouble();
         problems.extend(trouble.map(|reason| format!("no lease or change is granted: {reason}")));
         let running = self.running();
@@ -121,6 +128,11 @@ impl Control {
         let dns = self.dns_totals();
         let proxy = self.proxy_totals();
         let ready = world.routes.values().filter(|route| route.verdict == Verdict::Ready).count();
+        let failing = |route: &&Arc<Route>| {
+            !route.candidates.is_empty()
+                && route.candidates.iter().all(|b| b.state() == HealthState::Unhealthy)
+        };
+        let unhealthy = world.routes.values().filter(failing).count();
         [
             ("active_leases", ledger.bound_count() as u64),
             ("available_ips", pool.saturating_sub(taken)),
@@ -128,6 +140,7 @@ impl Control {
             ("apps_active", apps.iter().filter(|app| app.state() == AppState::Active).count() as u64),
             ("vhosts", world.routes.len() as u64),
             ("vhosts_ready", ready as u64),
+            ("vhosts_unhealthy", unhealthy as u64),
             ("dns_queries", dns.udp_queries + dns.tcp_queries),
             ("dns_forwarded", dns.forwarded),
             ("dns_cache_hits", dns.cache_hits),

@@ -341,9 +341,7 @@ impl Writer {
     fn publish(&mut self, before: &World, batch: &Batch) {
         for change in &batch.changes {
             self.objects.note(change);
-            if let Change::Lease(lease) = change {
-                log_lease(lease);
-            }
+            log_change(change);
         }
         let world = Arc::new(before.next(batch.facts.clone(), &batch.touched, batch.generation));
         let leased = leased_change(before, &world, &batch.changes);
@@ -448,6 +446,26 @@ fn ruleset_differs(before: &World, after: &World) -> bool {
         || old.wan_interface != new.wan_interface
         || (old.masquerade, old.isolate_management, old.wan_dns)
             != (new.masquerade, new.isolate_management, new.wan_dns)
+}
+
+/// One line for each change that somebody asked for or a client caused.
+fn log_change(change: &Change) {
+    let object = |what: &str, name: &dyn std::fmt::Display| log!(Info, "table", what, name = name);
+    match change {
+        Change::Lease(lease) => log_lease(lease),
+        Change::ForgetLease(ip) => object("lease forgotten", ip),
+        Change::Vhost(_, vhost) => object("vhost set", &vhost.app_name),
+        Change::RemoveVhost(app) => object("vhost removed", app),
+        Change::Reservation(_, own) => object("reservation set", &format_args!("{} {}", own.mac, own.ip)),
+        Change::RemoveReservation(_, mac) => object("reservation removed", mac),
+        Change::Records(_, name, rtype, _) => object("records set", &format_args!("{name} {rtype}")),
+        Change::RemoveRecords(name, rtype) => object("records removed", &format_args!("{name} {rtype}")),
+        Change::Forward(_, own) => object("forward set", &format_args!("{}/{}", own.protocol, own.port)),
+        Change::RemoveForward(protocol, port) => {
+            object("forward removed", &format_args!("{protocol}/{port}"))
+        }
+        Change::Health(..) | Change::Wan(_) | Change::Intent(_) => {}
+    }
 }
 
 fn log_lease(lease: &Lease) {

@@ -166,7 +166,7 @@ impl Uplink {
         let mut addresses = links.addresses(&self.interface).await?;
         addresses.retain(|found| *found == address || !ours.contains(found));
         addresses.push(address);
-        self.announce(addresses, gateway).await;
+        self.announce(links, addresses, gateway).await;
         links.set_address(&self.interface, address, ours).await?;
         match gateway {
             Some(gateway) => links.replace_default_route(gateway, &self.interface).await,
@@ -178,16 +178,26 @@ impl Uplink {
     async fn tell(&self, links: &Links) -> Result<(), LinkError> {
         let addresses = links.addresses(&self.interface).await?;
         let gateway = self.registrar.world().load().facts.wan().gateway;
-        self.announce(addresses, gateway).await;
+        self.announce(links, addresses, gateway).await;
         Ok(())
     }
 
     /// Has the firewall follow, unless it knows already.
-    async fn announce(&self, mut addresses: Vec<Ipv4Net>, gateway: Option<Ipv4Addr>) {
+    async fn announce(&self, links: &Links, mut addresses: Vec<Ipv4Net>, gateway: Option<Ipv4Addr>) {
         addresses.sort();
         addresses.dedup();
-        let wan = Wan { addresses, gateway };
-        if *self.registrar.world().load().facts.wan() != wan {
+        let running = links.link(&self.interface).await.is_ok_and(|link| link.running);
+        let wan = Wan { addresses, gateway, running };
+        let known = self.registrar.world().load().facts.wan().clone();
+        if known.running != running {
+            log!(
+                Info,
+                "uplink",
+                if running { "the link is up" } else { "the link is down" },
+                interface = self.interface
+            );
+        }
+        if known != wan {
             self.registrar.set_wan(wan).await;
         }
     }
@@ -202,7 +212,11 @@ impl Uplink {
 /// The addresses that the outside link has before anything is done to it, and will have if they are fixed: the
 /// first firewall must know them.
 pub async fn present(links: &Links, interface: &str, address: WanAddress) -> Wan {
-    let mut wan = Wan { addresses: links.addresses(interface).await.unwrap_or_default(), gateway: None };
+    let mut wan = Wan {
+        addresses: links.addresses(interface).await.unwrap_or_default(),
+        gateway: None,
+        running: links.link(interface).await.is_ok_and(|link| link.running),
+    };
     if let WanAddress::Static { address, gateway } = address {
         wan.addresses.push(address);
         wan.gateway = gateway;

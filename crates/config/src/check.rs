@@ -40,6 +40,13 @@ pub fn all(config: &Config, report: &Report) {
             }
         }
     }
+    for (_, forward) in intent.forwards.values() {
+        if let Some(conflict) = intent.forward_conflict(forward) {
+            let message =
+                format!("{} port {} cannot be forwarded: {conflict}", forward.protocol, forward.port);
+            add(message, "choose another port, and an app or its address as the target");
+        }
+    }
     if config.dns.enabled && config.dns.upstream.is_empty() {
         add("dns.upstream is empty".to_owned(), "name at least one server such as \"8.8.8.8\"");
     }

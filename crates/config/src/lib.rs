@@ -14,7 +14,7 @@ mod section;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use proximity_table::{Intent, Ipv4Net, Label, Name};
+use proximity_table::{Intent, Ipv4Net, Label, Name, Protocol};
 
 pub use objects::{backend_target, forward_target, vhost_hostname};
 pub use problem::{Problem, Report};
@@ -232,12 +232,27 @@ impl Config {
             records,
             vhosts,
             forwards,
+            own_ports: own_ports(&dns, &proxy, &admin),
             masquerade: nat,
             isolate_management,
             wan_dns,
         };
         Config { appliance, wan, dns, proxy, admin, intent }
     }
+}
+
+/// Ports on which the appliance is reached from outside or from apps.
+fn own_ports(dns: &Dns, proxy: &Proxy, admin: &Admin) -> Vec<(Protocol, u16)> {
+    let mut ports = vec![(Protocol::Udp, 67), (Protocol::Udp, 68)];
+    let listening = |enabled: bool, listen: &[SocketAddr]| -> Vec<u16> {
+        listen.iter().map(SocketAddr::port).filter(|_| enabled).collect()
+    };
+    ports.extend(listening(proxy.enabled, &proxy.listen).into_iter().map(|port| (Protocol::Tcp, port)));
+    ports.extend(listening(admin.enabled, &admin.listen).into_iter().map(|port| (Protocol::Tcp, port)));
+    let mut names = listening(dns.enabled, &dns.listen);
+    names.extend(dns.enabled.then_some(53));
+    ports.extend(names.into_iter().flat_map(|port| [(Protocol::Tcp, port), (Protocol::Udp, port)]));
+    ports
 }
 
 impl Default for Config {

@@ -128,6 +128,16 @@ fn host_names_belong_to_one_vhost() {
 }
 
 #[test]
+fn forwards_may_not_cut_the_appliance_off() {
+    for (port, protocol) in [(80, "tcp"), (9090, "tcp"), (53, "udp"), (53, "tcp"), (67, "udp")] {
+        let text = format!("[[forward]]\nport = {port}\nprotocol = \"{protocol}\"\nto = \"blog:80\"\n");
+        assert!(problems(&text)[0].1.contains("the appliance itself"), "{text}");
+    }
+    assert!(problems("[[forward]]\nport = 81\nto = \"192.168.1.50:8006\"\n")[0].1.contains("no app network"));
+    assert!(Config::parse("[[forward]]\nport = 53\nto = \"dns:53\"\n[dns]\nenabled = false\n").is_ok());
+}
+
+#[test]
 fn small_networks_get_a_range_of_their_own() {
     for (address, range) in [
         ("192.168.7.1/28", "192.168.7.8-192.168.7.14"),

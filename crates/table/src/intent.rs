@@ -41,6 +41,8 @@ pub struct Intent {
     pub vhosts: OrdMap<Label, Owned<Vhost>>,
     /// Port forwards by protocol and port.
     pub forwards: OrdMap<(Protocol, u16), Owned<Forward>>,
+    /// Ports on which the appliance itself is reached: no forward may take them.
+    pub own_ports: Vec<(Protocol, u16)>,
     /// Whether app networks reach the internet through masquerading.
     pub masquerade: bool,
     /// Whether apps are kept from the WAN's own subnet and from the admin port.
@@ -157,6 +159,19 @@ impl Intent {
     /// The network in whose subnet `ip` lies.
     pub fn network_of(&self, ip: Ipv4Addr) -> Option<&Arc<Network>> {
         self.networks.iter().find(|network| network.address.contains(ip))
+    }
+
+    /// Why a forward cannot be: it would cut the appliance off, or leads to a machine that is no app.
+    pub fn forward_conflict(&self, forward: &Forward) -> Option<String> {
+        if self.own_ports.contains(&(forward.protocol, forward.port)) {
+            return Some(format!("the appliance itself uses {} port {}", forward.protocol, forward.port));
+        }
+        match &forward.to {
+            ForwardTarget::Address(ip) if self.network_of(*ip).is_none() => {
+                Some(format!("{ip} is in no app network"))
+            }
+            _ => None,
+        }
     }
 
     /// Whether a name lies in a zone of ours: the appliance's domain, or a network's domain or reverse zone.

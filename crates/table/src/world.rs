@@ -96,6 +96,8 @@ pub struct Wan {
     pub addresses: Vec<Ipv4Net>,
     /// The default gateway.
     pub gateway: Option<Ipv4Addr>,
+    /// Whether the link has a carrier: the cable is in, the bridge is up.
+    pub running: bool,
 }
 
 /// A port forward with its target's present address.

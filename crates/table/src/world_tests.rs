@@ -33,6 +33,7 @@ fn intent() -> Intent {
         records: Default::default(),
         vhosts: Default::default(),
         forwards: Default::default(),
+        own_ports: vec![],
         masquerade: true,
         isolate_management: true,
         wan_dns: false,

@@ -3,7 +3,7 @@
 use crate::host::{Host, command, runtime};
 use proximity_net::PacketSocket;
 use std::net::UdpSocket;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Two namespaces, `a` (10.9.0.1) and `b` (10.9.0.2), with a cable between their `eth0`s.
 fn cable() -> Option<(Host, Host)> {
@@ -13,7 +13,19 @@ fn cable() -> Option<(Host, Host)> {
         host.ip(&format!("address add {address} dev eth0"));
         host.ip("link set eth0 up");
     }
+    [&a, &b].into_iter().for_each(wait_until_running);
     Some((a, b))
+}
+
+/// The kernel begins to send some time after it has a carrier, and drops what comes before in silence. The
+/// state that `ip` shows changes at that moment; it is polled, for the notification may have come already.
+fn wait_until_running(host: &Host) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let shown = || host.command("ip", "-o link show eth0");
+    while !shown().contains("state UP") {
+        assert!(Instant::now() < deadline, "{}", shown());
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Ethernet, IPv4 and UDP headers around a payload; checksums left zero.
