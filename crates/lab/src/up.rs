@@ -252,14 +252,19 @@ To try, in another terminal:
   {exec} {sibling} -- busybox nslookup {address}
   # An app reaches the internet, but neither the management LAN nor the admin API
   {exec} {name} -- curl -s http://www.example.com/
-  {exec} {name} -- curl -sm 3 http://192.168.1.50:8006/
-  {exec} {name} -- curl -sm 3 http://10.20.0.1:9090/
+  {exec} {name} -- curl -sm 3 http://192.168.1.50:8006/ || echo blocked
+  {exec} {name} -- curl -sm 3 http://10.20.0.1:9090/ || echo blocked
   # What the appliance knows
   {exec} appliance -- {bin} app ls
   {exec} appliance -- {bin} status
   # The same over the admin API
   TOKEN=$({exec} appliance -- cat /var/lib/proximity/admin.token)
   curl -H \"Authorization: Bearer $TOKEN\" http://127.0.0.1:{ui_port}/api/v1/appliance/apps/{name}
+  # Its configuration is read again without a restart
+  {exec} appliance -- sh -c 'mkdir -p /etc/proximity; echo log_level=0 > /etc/proximity/proximity.toml'
+  {exec} appliance -- {bin} reload     # refused, with the line and a hint; nothing stops
+  {exec} appliance -- sh -c ': > /etc/proximity/proximity.toml'
+  {exec} appliance -- {bin} reload
   # Another name for an app, at once and for good
   {exec} appliance -- {bin} vhost add docs {name}:80
   curl -H 'Host: docs.prox.local' http://127.0.0.1:{proxy_port}/
