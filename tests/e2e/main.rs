@@ -10,6 +10,7 @@ mod firewall;
 mod forwards;
 mod reservations;
 mod seed;
+mod services;
 mod startup;
 mod vhosts;
 mod wire_order;

@@ -34,6 +34,15 @@ pub const BASE: &str = "/api/v1/appliance";
 /// and changing.
 pub type Edit = Box<dyn FnOnce(&Facts) -> Result<Vec<Change>, Problem> + Send>;
 
+/// What can be done to a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum ServiceVerb {
+    Start,
+    Stop,
+    Restart,
+}
+
 /// What the API needs of the running appliance.
 pub trait Appliance: Send + Sync + 'static {
     /// The published world.
@@ -46,6 +55,8 @@ pub trait Appliance: Send + Sync + 'static {
     fn services(&self) -> Vec<ServiceView>;
     /// Whether everything serves and the kernel is as planned; else why not.
     fn ready(&self) -> Result<(), String>;
+    /// Starts, stops or restarts a part.
+    fn set_service(&self, name: &str, verb: ServiceVerb) -> Result<(), Problem>;
     /// Makes a change; returns when it is durable, published and in the kernel.
     fn edit(&self, edit: Edit) -> impl Future<Output = Result<Generation, Problem>> + Send;
     /// Reads the configuration file again.

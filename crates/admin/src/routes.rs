@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 
 use crate::objects::{ForwardInput, RecordInput, ReservationInput, VhostInput};
 use crate::view::{AppView, ForwardView, LeaseView, Page, RecordView, ReservationView, VhostView};
-use crate::{Appliance, BASE, Change, Problem, Token, auth, edit};
+use crate::{Appliance, BASE, Change, Problem, ServiceVerb, Token, auth, edit};
 
 /// Most octets of a request's body.
 const MOST_BODY: usize = 1 << 20;
@@ -44,6 +44,7 @@ pub fn router<A: Appliance>(appliance: Arc<A>, trust: Trust) -> Router {
     let api = Router::new()
         .route("/status", get(async |State(a): State<Arc<A>>| Json(a.status())))
         .route("/services", get(async |State(a): State<Arc<A>>| page(a.services())))
+        .route("/services/{name}/{verb}", post(set_service::<A>))
         .route("/reload", post(async |State(a): State<Arc<A>>| a.reload().await.map(Json)))
         .route(
             "/vhosts",
@@ -120,6 +121,24 @@ async fn ready<A: Appliance>(State(appliance): State<Arc<A>>) -> Response {
         Ok(()) => "ready\n".into_response(),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
+}
+
+async fn set_service<A: Appliance>(
+    State(appliance): State<Arc<A>>,
+    Path((name, verb)): Path<(String, String)>,
+) -> Result<Response, Problem> {
+    let verb = match verb.as_str() {
+        "start" => ServiceVerb::Start,
+        "stop" => ServiceVerb::Stop,
+        "restart" => ServiceVerb::Restart,
+        _ => {
+            let detail = format!("`{verb}` cannot be done to a service");
+            return Err(Problem::new(StatusCode::NOT_FOUND, detail, "use start, stop or restart"));
+        }
+    };
+    appliance.set_service(&name, verb)?;
+    let service = appliance.services().into_iter().find(|service| service.name == name);
+    Ok(Json(service).into_response())
 }
 
 async fn create_vhost<A: Appliance>(

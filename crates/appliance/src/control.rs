@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use hyper::StatusCode;
-use proximity_admin::{Appliance, Edit, Problem, Reloaded, ServiceView, Status};
+use proximity_admin::{Appliance, Edit, Problem, Reloaded, ServiceVerb, ServiceView, Status};
 use proximity_config::Config;
 use proximity_dhcp::Stats;
-use proximity_dns::{DnsSettings, DnsSnapshot, DnsStats, Forwarder, Upstream};
-use proximity_proxy::{Counters, Reason, Totals};
+use proximity_dns::{DnsSettings, Forwarder, Upstream};
+use proximity_proxy::Reason;
 use proximity_table::{AppState, Generation, HealthState, Route, Timestamp, Verdict, World};
 
 use crate::clock::{self, Uptime};
+use crate::data_plane::DataThreads;
 use crate::kernel::Kernel;
 use crate::registrar::Registrar;
 use crate::{daemon, log};
@@ -32,10 +34,10 @@ pub struct Control {
     pub forwarder: Arc<ArcSwap<Forwarder>>,
     /// DHCP counters.
     pub dhcp: Arc<Stats>,
-    /// DNS counters, one for each data thread.
-    pub dns: Vec<Arc<DnsStats>>,
-    /// Proxy counters, one for each data thread.
-    pub proxy: Vec<Arc<Counters>>,
+    /// DNS and the proxy.
+    pub data: Arc<DataThreads>,
+    /// Whether DHCP messages are answered.
+    pub dhcp_serving: Arc<AtomicBool>,
     /// Since the start of the process.
     pub uptime: Uptime,
     /// Milliseconds from the start of the process to serving.
@@ -82,36 +84,33 @@ impl Control {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn dns_totals(&self) -> DnsSnapshot {
-        let mut totals = DnsSnapshot::default();
-        self.dns.iter().for_each(|stats| totals.merge(&stats.snapshot()));
-        totals
-    }
-
-    fn proxy_totals(&self) -> Totals {
-        Totals::sum(self.proxy.iter().map(|counters| &**counters))
-    }
-
-    fn service(name: &str, enabled: bool, trouble: Option<String>, detail: String) -> ServiceView {
-        let status = match (&trouble, enabled) {
-            (_, false) => "disabled",
-            (Some(_), true) => "failed",
-            (None, true) => "running",
+    fn service(
+        name: &str,
+        (enabled, serving): (bool, bool),
+        trouble: Option<String>,
+        detail: String,
+    ) -> ServiceView {
+        let status = match (enabled, serving, &trouble) {
+            (false, ..) => "disabled",
+            (true, false, _) => "stopped",
+            (true, true, Some(_)) => "failed",
+            (true, true, None) => "running",
         };
+        let healthy = status == "running";
         ServiceView {
             name: name.to_owned(),
             status: status.to_owned(),
-            healthy: enabled && trouble.is_none(),
+            healthy,
             detail: trouble.unwrap_or(detail),
         }
     }
 
     fn drops(&self) -> BTreeMap<String, u64> {
         let dhcp = self.dhcp.dropped().map(|(reason, count)| (format!("dhcp.{}", reason.label()), count));
-        let dns = self.dns_totals();
+        let dns = self.data.dns_totals();
         let dns_drops = dns.drops.into_iter().map(|(reason, count)| (format!("dns.{reason}"), count));
         let malformed = dns.malformed.into_iter().map(|(reason, count)| (format!("dns.{reason}"), count));
-        let totals = self.proxy_totals();
+        let totals = self.data.proxy_totals();
         let proxy =
             Reason::ALL.into_iter().map(|reason| (format!("proxy.{}", reason.as_str()), totals.of(reason)));
         dhcp.chain(dns_drops).chain(malformed).chain(proxy).filter(|(_, count)| *count > 0).collect()
@@ -125,8 +124,8 @@ impl Control {
         let ledger = world.facts.ledger();
         let taken = ledger.iter().filter(|lease| lease.is_bound() && in_pool(lease.ip)).count() as u64;
         let apps = world.apps();
-        let dns = self.dns_totals();
-        let proxy = self.proxy_totals();
+        let dns = self.data.dns_totals();
+        let proxy = self.data.proxy_totals();
         let ready = world.routes.values().filter(|route| route.verdict == Verdict::Ready).count();
         let failing = |route: &&Arc<Route>| {
             !route.candidates.is_empty()
@@ -197,6 +196,8 @@ impl Appliance for Control {
         let config = &running.started;
         let intent = world.facts.intent();
         let dhcp = intent.networks.iter().any(|net| net.dhcp_enabled);
+        let dhcp_serving = self.dhcp_serving.load(Ordering::Relaxed);
+        let (dns_serving, proxy_serving) = self.data.serving();
         let nat = if intent.masquerade { "masquerading" } else { "routing only" };
         let listens = |list: &[std::net::SocketAddr]| {
             list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
@@ -204,16 +205,21 @@ impl Appliance for Control {
         let ranges: Vec<String> =
             intent.networks.iter().map(|net| format!("{} on {}", net.range, net.interface)).collect();
         vec![
-            Control::service("dhcp", dhcp, None, ranges.join(", ")),
+            Control::service("dhcp", (dhcp, dhcp_serving), None, ranges.join(", ")),
             Control::service(
                 "dns",
-                config.dns.enabled,
+                (config.dns.enabled, dns_serving),
                 None,
                 listens(&crate::data_plane::dns_addresses(config)),
             ),
-            Control::service("proxy", config.proxy.enabled, None, listens(&config.proxy.listen)),
-            Control::service("nat", true, self.kernel.divergence(), nat.to_owned()),
-            Control::service("admin", true, None, listens(&config.admin.listen)),
+            Control::service(
+                "proxy",
+                (config.proxy.enabled, proxy_serving),
+                None,
+                listens(&config.proxy.listen),
+            ),
+            Control::service("nat", (true, true), self.kernel.divergence(), nat.to_owned()),
+            Control::service("admin", (true, true), None, listens(&config.admin.listen)),
         ]
     }
 
@@ -229,6 +235,32 @@ impl Appliance for Control {
 
     async fn edit(&self, edit: Edit) -> Result<Generation, Problem> {
         self.registrar.edit(edit).await
+    }
+
+    fn set_service(&self, name: &str, verb: ServiceVerb) -> Result<(), Problem> {
+        let config = self.running().started.clone();
+        let (stop, start) = (verb != ServiceVerb::Start, verb != ServiceVerb::Stop);
+        let started = match name {
+            "dhcp" => {
+                self.dhcp_serving.store(start, Ordering::Relaxed);
+                Ok(())
+            }
+            "dns" => {
+                stop.then(|| self.data.stop_dns());
+                if start { self.data.start_dns(&config) } else { Ok(()) }
+            }
+            "proxy" => {
+                stop.then(|| self.data.stop_proxy());
+                if start { self.data.start_proxy(&config) } else { Ok(()) }
+            }
+            "nat" | "admin" => {
+                let hint = "it goes with the appliance: stop or restart the whole process";
+                return Err(Problem::conflict(format!("{name} is not switched by itself"), hint));
+            }
+            _ => return Err(Problem::absent("service", name, "proximity status")),
+        };
+        log!(Info, "appliance", "service switched", service = name, running = start);
+        started.map_err(Problem::explained)
     }
 
     async fn reload(&self) -> Result<Reloaded, Problem> {

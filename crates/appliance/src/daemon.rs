@@ -1,6 +1,7 @@
 //! `proximity run`: everything is made in order, and undone in the opposite one.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
@@ -94,14 +95,15 @@ async fn serve_with(
     lan::bring_up(&links, &config.intent.networks).await?;
 
     let forwarder = Arc::new(ArcSwap::from_pointee(Forwarder::new(&dns_settings(&config))?));
-    let data = DataThreads::start(&config, registrar.world(), &forwarder)?;
+    let data = Arc::new(DataThreads::start(&config, registrar.world(), &forwarder)?);
+    let dhcp_serving = Arc::new(AtomicBool::new(true));
     let mut lans = Vec::new();
     for network in &config.intent.networks {
         let wire = match network.dhcp_enabled {
             true => Some(Arc::new(Wire::open(network, &links).await?)),
             false => None,
         };
-        let kept = lan::keep(wire, network.clone(), registrar.clone(), dhcp.clone());
+        let kept = lan::keep(wire, network.clone(), registrar.clone(), dhcp.clone(), dhcp_serving.clone());
         lans.push(tokio::spawn(kept).abort_handle());
     }
     let admin = open_admin(&config).await?;
@@ -129,8 +131,8 @@ async fn serve_with(
         running: Mutex::new(Running { started: config, needs_restart: Vec::new(), refused: None }),
         forwarder,
         dhcp,
-        dns: data.dns.clone(),
-        proxy: data.proxy.clone(),
+        data: data.clone(),
+        dhcp_serving,
         uptime,
         ready_after,
     });

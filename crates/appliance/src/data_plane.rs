@@ -3,37 +3,39 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use arc_swap::ArcSwap;
 use proximity_config::Config;
-use proximity_dns::{DnsServer, DnsStats, Forwarder};
-use proximity_proxy::{AccessLog, Counters, DataPlane, Settings};
+use proximity_dns::{DnsServer, DnsSnapshot, DnsStats, Forwarder};
+use proximity_proxy::{AccessLog, Counters, DataPlane, Settings, Totals};
 use proximity_table::World;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::{clock, log};
 
 /// Most data threads: a small network's traffic does not fill more.
 const MOST_THREADS: usize = 4;
 
-/// The running data threads.
+/// The running data threads, and the services on them.
 pub struct DataThreads {
-    threads: Vec<JoinHandle<()>>,
-    stop: watch::Sender<bool>,
-    access_log: Option<AccessLog>,
-    /// Counters of each thread's proxy.
-    pub proxy: Vec<Arc<Counters>>,
-    /// Counters of each thread's DNS.
-    pub dns: Vec<Arc<DnsStats>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    inboxes: Mutex<Vec<mpsc::UnboundedSender<Work>>>,
+    /// Ends each running service; `None` while it is stopped.
+    dns_stop: Mutex<Option<watch::Sender<bool>>>,
+    proxy_stop: Mutex<Option<watch::Sender<bool>>>,
+    access_log: Mutex<Option<AccessLog>>,
+    world: Arc<ArcSwap<World>>,
+    forwarder: Arc<ArcSwap<Forwarder>>,
+    proxy: Mutex<Vec<Arc<Counters>>>,
+    dns: Vec<Arc<DnsStats>>,
 }
 
-/// The sockets of one thread.
-struct Sockets {
-    udp: Vec<UdpSocket>,
-    tcp: Vec<TcpListener>,
-    http: Vec<TcpListener>,
+/// A service on one of the threads.
+enum Work {
+    Dns(Vec<UdpSocket>, Vec<TcpListener>, DnsServer, watch::Receiver<bool>),
+    Proxy(Vec<TcpListener>, Box<DataPlane>, watch::Receiver<bool>),
 }
 
 /// A socket that cannot be had.
@@ -58,82 +60,187 @@ pub fn dns_addresses(config: &Config) -> Vec<SocketAddr> {
 }
 
 impl DataThreads {
-    /// Opens every socket and starts the threads.
+    /// Starts the threads and the services that the configuration wants.
     pub fn start(
         config: &Config,
         world: &Arc<ArcSwap<World>>,
         forwarder: &Arc<ArcSwap<Forwarder>>,
     ) -> Result<DataThreads, ListenError> {
         let count = thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
-        let sockets = (0..count).map(|_| Sockets::open(config)).collect::<Result<Vec<_>, _>>()?;
-        let access_log = config.proxy.enabled.then(|| start_access_log(config)).flatten();
-        let (stop, stopped) = watch::channel(false);
-        let mut started =
-            DataThreads { threads: Vec::new(), stop, access_log, proxy: Vec::new(), dns: Vec::new() };
-        for (index, sockets) in sockets.into_iter().enumerate() {
-            let sink = started.access_log.as_ref().map(AccessLog::sink);
-            let proxy = DataPlane::new(world.clone(), Settings::default(), sink);
-            started.proxy.push(proxy.counters());
-            let stats = Arc::new(DnsStats::default());
-            started.dns.push(stats.clone());
-            let server = DnsServer::new(world.clone(), forwarder.clone(), stats, clock::now);
-            let stopped = stopped.clone();
-            let thread = thread::Builder::new().name(format!("data-{index}")).spawn(move || {
-                if let Err(error) = serve(sockets, proxy, server, stopped) {
+        let mut threads = Vec::new();
+        let mut inboxes = Vec::new();
+        for index in 0..count {
+            let (inbox, work) = mpsc::unbounded_channel();
+            inboxes.push(inbox);
+            let body = move || {
+                if let Err(error) = run(work) {
                     log!(Error, "data", "a data thread ended", error = error);
                 }
-            });
-            started.threads.push(thread.expect("threads can be made"));
+            };
+            let thread = thread::Builder::new().name(format!("data-{index}")).spawn(body);
+            threads.push(thread.expect("threads can be made"));
         }
+        let started = DataThreads {
+            threads: Mutex::new(threads),
+            inboxes: Mutex::new(inboxes),
+            dns_stop: Mutex::new(None),
+            proxy_stop: Mutex::new(None),
+            access_log: Mutex::new(config.proxy.enabled.then(|| start_access_log(config)).flatten()),
+            world: world.clone(),
+            forwarder: forwarder.clone(),
+            proxy: Mutex::default(),
+            dns: (0..count).map(|_| Arc::default()).collect(),
+        };
+        started.start_dns(config)?;
+        started.start_proxy(config)?;
         Ok(started)
     }
 
+    /// Serves DNS on every thread, unless it is served or not wanted.
+    pub fn start_dns(&self, config: &Config) -> Result<(), ListenError> {
+        let addresses = dns_addresses(config);
+        let mut running = lock(&self.dns_stop);
+        if running.is_some() || addresses.is_empty() {
+            return Ok(());
+        }
+        let (stop, stopped) = watch::channel(false);
+        let inboxes = lock(&self.inboxes);
+        let mut sockets = Vec::new();
+        for _ in inboxes.iter() {
+            // Opened here so that a taken port stops the start; each thread takes its own to its runtime.
+            let udp = addresses.iter().map(|&address| {
+                let socket = proximity_dns::listen_udp(address).and_then(tokio::net::UdpSocket::into_std);
+                socket.map_err(failed("UDP", address, "dns.listen"))
+            });
+            let tcp = addresses.iter().map(|&address| {
+                let socket = proximity_dns::listen_tcp(address).and_then(tokio::net::TcpListener::into_std);
+                socket.map_err(failed("TCP", address, "dns.listen"))
+            });
+            sockets.push((udp.collect::<Result<_, _>>()?, tcp.collect::<Result<_, _>>()?));
+        }
+        for ((inbox, stats), (udp, tcp)) in inboxes.iter().zip(&self.dns).zip(sockets) {
+            let server =
+                DnsServer::new(self.world.clone(), self.forwarder.clone(), stats.clone(), clock::now);
+            // A thread that ended has said so.
+            let _ = inbox.send(Work::Dns(udp, tcp, server, stopped.clone()));
+        }
+        *running = Some(stop);
+        Ok(())
+    }
+
+    /// Serves HTTP on every thread, unless it is served or not wanted.
+    pub fn start_proxy(&self, config: &Config) -> Result<(), ListenError> {
+        let mut running = lock(&self.proxy_stop);
+        if running.is_some() || !config.proxy.enabled {
+            return Ok(());
+        }
+        let (stop, stopped) = watch::channel(false);
+        let inboxes = lock(&self.inboxes);
+        let mut sockets = Vec::new();
+        for _ in inboxes.iter() {
+            let http = config.proxy.listen.iter().map(|&address| {
+                proximity_proxy::listen(address).map_err(failed("TCP", address, "proxy.listen"))
+            });
+            sockets.push(http.collect::<Result<_, _>>()?);
+        }
+        for (inbox, http) in inboxes.iter().zip(sockets) {
+            let sink = lock(&self.access_log).as_ref().map(AccessLog::sink);
+            let plane = DataPlane::new(self.world.clone(), Settings::default(), sink);
+            lock(&self.proxy).push(plane.counters());
+            let _ = inbox.send(Work::Proxy(http, Box::new(plane), stopped.clone()));
+        }
+        *running = Some(stop);
+        Ok(())
+    }
+
+    /// Stops answering DNS.
+    pub fn stop_dns(&self) {
+        if let Some(stop) = lock(&self.dns_stop).take() {
+            stop.send_replace(true);
+        }
+    }
+
+    /// Stops taking HTTP connections; requests that are under way end.
+    pub fn stop_proxy(&self) {
+        if let Some(stop) = lock(&self.proxy_stop).take() {
+            stop.send_replace(true);
+        }
+    }
+
+    /// Whether DNS and the proxy are served.
+    pub fn serving(&self) -> (bool, bool) {
+        (lock(&self.dns_stop).is_some(), lock(&self.proxy_stop).is_some())
+    }
+
+    /// What the threads' DNS has counted.
+    pub fn dns_totals(&self) -> DnsSnapshot {
+        let mut totals = DnsSnapshot::default();
+        self.dns.iter().for_each(|stats| totals.merge(&stats.snapshot()));
+        totals
+    }
+
+    /// What the threads' proxies have counted.
+    pub fn proxy_totals(&self) -> Totals {
+        Totals::sum(lock(&self.proxy).iter().map(|counters| &**counters))
+    }
+
     /// Stops listening, lets what is under way end, and writes the logs out.
-    pub fn stop(self) {
-        self.stop.send_replace(true);
-        for thread in self.threads {
+    pub fn stop(&self) {
+        self.stop_dns();
+        self.stop_proxy();
+        lock(&self.inboxes).clear();
+        for thread in std::mem::take(&mut *lock(&self.threads)) {
             let _ = thread.join();
         }
-        if let Some(log) = self.access_log {
+        if let Some(log) = lock(&self.access_log).take() {
             log.finish();
         }
     }
 }
 
-impl Sockets {
-    fn open(config: &Config) -> Result<Sockets, ListenError> {
-        let failed = |protocol, address, key| move |source| ListenError { protocol, address, key, source };
-        let mut sockets = Sockets { udp: Vec::new(), tcp: Vec::new(), http: Vec::new() };
-        for address in dns_addresses(config) {
-            // Opened here so that a taken port stops the start; each thread takes its own to its runtime.
-            let udp = proximity_dns::listen_udp(address).and_then(tokio::net::UdpSocket::into_std);
-            let tcp = proximity_dns::listen_tcp(address).and_then(tokio::net::TcpListener::into_std);
-            sockets.udp.push(udp.map_err(failed("UDP", address, "dns.listen"))?);
-            sockets.tcp.push(tcp.map_err(failed("TCP", address, "dns.listen"))?);
-        }
-        for &address in config.proxy.listen.iter().filter(|_| config.proxy.enabled) {
-            let http = proximity_proxy::listen(address).map_err(failed("TCP", address, "proxy.listen"))?;
-            sockets.http.push(http);
-        }
-        Ok(sockets)
-    }
+fn failed(
+    protocol: &'static str,
+    address: SocketAddr,
+    key: &'static str,
+) -> impl FnOnce(io::Error) -> ListenError {
+    move |source| ListenError { protocol, address, key, source }
 }
 
-fn serve(sockets: Sockets, proxy: DataPlane, dns: DnsServer, stop: watch::Receiver<bool>) -> io::Result<()> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Serves what comes in, until nothing can come any more and the proxies have drained.
+fn run(mut inbox: mpsc::UnboundedReceiver<Work>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
-        for socket in sockets.udp {
-            let (dns, stop) = (dns.clone(), stop.clone());
-            let socket = tokio::net::UdpSocket::from_std(socket)?;
-            tokio::task::spawn_local(async move { dns.serve_udp(socket, stop).await });
+        let mut proxies = Vec::new();
+        while let Some(work) = inbox.recv().await {
+            match work {
+                Work::Dns(udp, tcp, dns, stop) => {
+                    for socket in udp {
+                        let (dns, stop) = (dns.clone(), stop.clone());
+                        let socket = tokio::net::UdpSocket::from_std(socket)?;
+                        tokio::task::spawn_local(async move { dns.serve_udp(socket, stop).await });
+                    }
+                    for listener in tcp {
+                        let (dns, stop) = (dns.clone(), stop.clone());
+                        let listener = tokio::net::TcpListener::from_std(listener)?;
+                        tokio::task::spawn_local(async move { dns.serve_tcp(listener, stop).await });
+                    }
+                }
+                Work::Proxy(http, plane, stop) => {
+                    proxies.push(tokio::task::spawn_local(plane.serve(http, stop)))
+                }
+            }
         }
-        for listener in sockets.tcp {
-            let (dns, stop) = (dns.clone(), stop.clone());
-            let listener = tokio::net::TcpListener::from_std(listener)?;
-            tokio::task::spawn_local(async move { dns.serve_tcp(listener, stop).await });
+        for proxy in proxies {
+            if let Ok(Err(error)) = proxy.await {
+                log!(Error, "data", "the proxy ended", error = error);
+            }
         }
-        proxy.serve(sockets.http, stop).await
+        Ok(())
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proximity_dhcp::{Datagram, Destination, Drop, Reply, Request, Stats, build, parse};
 use proximity_net::{LinkError, LinkWatch, Links, PacketError, PacketSocket};
@@ -35,7 +36,13 @@ impl Wire {
     }
 
     /// Hands what comes in to the registrar, for ever.
-    async fn serve(self: Arc<Wire>, network: Arc<str>, registrar: Registrar, stats: Arc<Stats>) {
+    async fn serve(
+        self: Arc<Wire>,
+        network: Arc<str>,
+        registrar: Registrar,
+        stats: Arc<Stats>,
+        serving: Arc<AtomicBool>,
+    ) {
         let mut buffer = [0; LONGEST_FRAME];
         loop {
             let frame = match self.socket.recv(&mut buffer).await {
@@ -47,6 +54,10 @@ impl Wire {
                     continue;
                 }
             };
+            if !serving.load(Ordering::Relaxed) {
+                stats.count_drop(Drop::Stopped);
+                continue;
+            }
             // A frame that was longer than the buffer is cut short, and says so by its own length.
             let read = parse(&buffer[..frame.len], frame.checksum_ready).map_err(Drop::from);
             let request =
@@ -89,12 +100,20 @@ impl ReplySender for Wire {
 
 /// Keeps a network's link addressed and its wire served, for ever, also when the link goes and another of its
 /// name comes.
-pub async fn keep(first: Option<Arc<Wire>>, network: Arc<Network>, registrar: Registrar, stats: Arc<Stats>) {
+pub async fn keep(
+    first: Option<Arc<Wire>>,
+    network: Arc<Network>,
+    registrar: Registrar,
+    stats: Arc<Stats>,
+    serving: Arc<AtomicBool>,
+) {
     let mut wire = first;
     loop {
         let served = async {
             match wire.clone() {
-                Some(wire) => wire.serve(network.name.clone(), registrar.clone(), stats.clone()).await,
+                Some(wire) => {
+                    wire.serve(network.name.clone(), registrar.clone(), stats.clone(), serving.clone()).await
+                }
                 None => std::future::pending().await,
             }
         };

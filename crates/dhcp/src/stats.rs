@@ -43,6 +43,8 @@ pub enum Drop {
     NotDurable,
     #[error("too many messages wait; the client tries again")]
     Overloaded,
+    #[error("the service is stopped")]
+    Stopped,
 }
 
 /// Counters of a DHCP server since its start.
@@ -55,7 +57,7 @@ pub struct Stats {
 
 impl Drop {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Drop; 17] = [
+    pub const ALL: [Drop; 18] = [
         Drop::FrameTruncated,
         Drop::FrameNotUdp,
         Drop::FrameIpChecksum,
@@ -73,6 +75,7 @@ impl Drop {
         Drop::Encoding,
         Drop::NotDurable,
         Drop::Overloaded,
+        Drop::Stopped,
     ];
 
     /// The reason as a metric label.
@@ -95,6 +98,7 @@ impl Drop {
             Drop::Encoding => "encoding",
             Drop::NotDurable => "not_durable",
             Drop::Overloaded => "overloaded",
+            Drop::Stopped => "stopped",
         }
     }
 }
