@@ -16,7 +16,7 @@ mod view;
 use std::future::Future;
 use std::sync::Arc;
 
-use proximity_table::{Change, Facts, Generation, Timestamp, World};
+use proximity_table::{Change, Facts, Generation, World};
 
 pub use auth::Token;
 pub use objects::{ForwardInput, HealthInput, RecordInput, ReservationInput, VhostInput};
@@ -47,8 +47,6 @@ pub enum ServiceVerb {
 pub trait Appliance: Send + Sync + 'static {
     /// The published world.
     fn world(&self) -> Arc<World>;
-    /// The wall clock.
-    fn now(&self) -> Timestamp;
     /// How the appliance is.
     fn status(&self) -> Status;
     /// Its parts.

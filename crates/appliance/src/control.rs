@@ -12,9 +12,9 @@ use proximity_config::Config;
 use proximity_dhcp::Stats;
 use proximity_dns::{DnsSettings, Forwarder, Upstream};
 use proximity_proxy::Reason;
-use proximity_table::{AppState, Generation, HealthState, Route, Timestamp, Verdict, World};
+use proximity_table::{AppState, Generation, HealthState, Route, Verdict, World};
 
-use crate::clock::{self, Uptime};
+use crate::clock::Uptime;
 use crate::data_plane::DataThreads;
 use crate::kernel::Kernel;
 use crate::registrar::Registrar;
@@ -157,10 +157,6 @@ impl Control {
 impl Appliance for Control {
     fn world(&self) -> Arc<World> {
         self.registrar.world().load_full()
-    }
-
-    fn now(&self) -> Timestamp {
-        clock::now()
     }
 
     fn status(&self) -> Status {
