@@ -6,8 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use imbl::OrdMap;
 use proximity_table::{
-    AutoVhost, BackendProtocol, BackendTarget, Facts, HealthPolicy, Intent, Ipv4Net, Label, Lease,
-    LeaseState, Ledger, Mac, Network, Source, Timestamp, Vhost,
+    AutoVhost, BackendTarget, Facts, Intent, Ipv4Net, Label, Lease, LeaseState, Ledger, Mac, Network, Source,
+    Timestamp, Vhost,
 };
 
 /// Most leases: what the network holds beside its own addresses.
@@ -20,15 +20,8 @@ const LEASE_TIME: u32 = 43_200;
 pub fn with_vhosts(vhosts: usize, backend: SocketAddrV4) -> Facts {
     let vhost = |at: usize| {
         let app_name = label(at);
-        let vhost = Vhost {
-            hostname: host(at).parse().expect("a host name"),
-            app_name: app_name.clone(),
-            aliases: Vec::new(),
-            backends: vec![BackendTarget::Address(backend)],
-            protocol: BackendProtocol::Http,
-            enabled: true,
-            health: HealthPolicy::default(),
-        };
+        let hostname = host(at).parse().expect("a host name");
+        let vhost = Vhost::new(app_name.clone(), hostname, vec![BackendTarget::Address(backend)]);
         (app_name, (Source::Config, Arc::new(vhost)))
     };
     Facts::new(intent((0..vhosts).map(vhost).collect()), Ledger::default())
@@ -118,7 +111,7 @@ mod tests {
     fn every_vhost_is_ready_at_its_name() {
         let backend = "127.0.0.1:80".parse().unwrap();
         let world = World::derive(with_vhosts(100, backend), Generation(1));
-        assert!((0..100).all(|at| world.route(&host(at)).unwrap().verdict == Verdict::Ready));
+        assert!((0..100).all(|at| world.route(&host(at)).unwrap().verdict() == Verdict::Ready));
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub fn put_vhost(facts: &Facts, vhost: Vhost, replace: bool) -> Result<Vec<Chang
             return Err(Problem::conflict(detail, "choose another host name"));
         }
     }
-    Ok(vec![Change::Vhost(Source::Api, vhost)])
+    Ok(vec![Change::Vhost(Source::Api, vhost.into())])
 }
 
 /// Removes a vhost made by the API.

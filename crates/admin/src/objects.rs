@@ -122,14 +122,13 @@ impl VhostInput {
             return Err(Problem::invalid(detail, format!("give at most {MOST_ALIASES}")));
         }
         let aliases = self.aliases.iter().map(|alias| vhost_hostname(alias, domain));
+        let hostname = hostname.map_err(Problem::explained)?;
         Ok(Vhost {
-            hostname: hostname.map_err(Problem::explained)?,
             aliases: aliases.collect::<Result<_, _>>().map_err(Problem::explained)?,
-            backends: self.targets()?,
             protocol: self.protocol.unwrap_or_default(),
             enabled: self.enabled.unwrap_or(true),
-            health: self.health.unwrap_or_default().build()?,
-            app_name,
+            health: self.health.clone().unwrap_or_default().build()?,
+            ..Vhost::new(app_name, hostname, self.targets()?)
         })
     }
 
@@ -179,6 +178,7 @@ impl HealthInput {
             uri: self.uri.unwrap_or(defaults.uri),
             interval: self.interval.unwrap_or(defaults.interval),
             timeout: self.timeout.unwrap_or(defaults.timeout),
+            ..defaults
         };
         if !policy.uri.starts_with('/') || policy.uri.bytes().any(|b| !b.is_ascii_graphic()) {
             return Err(Problem::invalid(

@@ -225,7 +225,7 @@ impl VhostView {
     fn asked(world: &World, source: Source, vhost: &Vhost) -> VhostView {
         let route =
             world.route(&vhost.hostname.to_string()).filter(|route| *route.app == *vhost.app_name.as_str());
-        let first = route.and_then(|route| route.candidates.first()).map(|backend| backend.key.addr);
+        let first = route.and_then(|route| route.backends().next()).map(|backend| backend.key.addr);
         let port = vhost.backends.first().map(|target| match target {
             BackendTarget::Address(addr) => addr.port(),
             BackendTarget::App { port, .. } => *port,
@@ -240,27 +240,35 @@ impl VhostView {
             protocol: vhost.protocol.as_str().to_owned(),
             enabled: vhost.enabled,
             source,
-            verdict: route.map_or("shadowed", |route| route.verdict.as_str()).to_owned(),
+            verdict: route.map_or("shadowed", |route| route.verdict().as_str()).to_owned(),
             url: format!("http://{}", vhost.hostname),
-            health: HealthView::of(&vhost.health, route.map_or(&[], |route| &route.candidates)),
+            health: HealthView::of(
+                &vhost.health,
+                route.and_then(|route| route.root.service()).map_or(&[], |service| &service.candidates),
+            ),
         }
     }
 
     fn leased(route: &Route) -> VhostView {
-        let backend = route.usable().next().or(route.candidates.first()).map(|backend| backend.key.addr);
+        let service = route.root.service();
+        let usable = service.and_then(|service| service.usable(route.from_lease()).next());
+        let backend = usable.or(route.backends().next()).map(|backend| backend.key.addr);
         VhostView {
             app_name: route.app.to_string(),
             hostname: route.hostname.to_string(),
             aliases: Vec::new(),
             backend_ip: backend.map(|addr| *addr.ip()),
             backend_port: backend.map(|addr| addr.port()),
-            backends: route.candidates.iter().map(|backend| backend.key.addr.to_string()).collect(),
-            protocol: route.protocol.as_str().to_owned(),
+            backends: route.backends().map(|backend| backend.key.addr.to_string()).collect(),
+            protocol: service.map_or("http", |service| service.protocol.as_str()).to_owned(),
             enabled: true,
             source: Source::Lease,
-            verdict: route.verdict.as_str().to_owned(),
+            verdict: route.verdict().as_str().to_owned(),
             url: format!("http://{}", route.hostname),
-            health: HealthView::of(&route.health, &route.candidates),
+            health: HealthView::of(
+                &service.map_or_else(|| HealthPolicy::default().shared(), |service| service.health.clone()),
+                service.map_or(&[], |service| &service.candidates),
+            ),
         }
     }
 }

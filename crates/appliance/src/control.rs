@@ -126,10 +126,10 @@ impl Control {
         let apps = world.apps();
         let dns = self.data.dns_totals();
         let proxy = self.data.proxy_totals();
-        let ready = world.routes.values().filter(|route| route.verdict == Verdict::Ready).count();
+        let ready = world.routes.values().filter(|route| route.verdict() == Verdict::Ready).count();
         let failing = |route: &&Arc<Route>| {
-            !route.candidates.is_empty()
-                && route.candidates.iter().all(|b| b.state() == HealthState::Unhealthy)
+            let mut probed = route.backends().peekable();
+            probed.peek().is_some() && probed.all(|b| b.state() == HealthState::Unhealthy)
         };
         let unhealthy = world.routes.values().filter(failing).count();
         [

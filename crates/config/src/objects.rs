@@ -146,13 +146,11 @@ fn vhost(table: &mut Section<'_>, domain: &Name) -> Option<Vhost> {
     }
     let (app_name, hostname) = (app_name?, hostname?);
     (!backends.is_empty()).then(|| Vhost {
-        app_name,
-        hostname,
         aliases: aliases.unwrap_or_default(),
-        backends,
         protocol,
         enabled,
         health,
+        ..Vhost::new(app_name, hostname, backends)
     })
 }
 
@@ -163,6 +161,7 @@ fn health(table: &mut Section<'_>) -> HealthPolicy {
         uri: health.string("uri", &defaults.uri),
         interval: health.duration("interval", defaults.interval, 1),
         timeout: health.duration("timeout", defaults.timeout, 1),
+        ..defaults
     };
     if !policy.uri.starts_with('/') || policy.uri.bytes().any(|b| !b.is_ascii_graphic()) {
         health.refuse(

@@ -11,7 +11,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use proximity_table::{BackendProtocol, Route, Verdict, World};
+use proximity_table::{BackendProtocol, Route, Service, Verdict, World};
 
 use crate::body::{Answer, Ticket, Upload};
 use crate::headers::{self, Forwarding};
@@ -58,6 +58,7 @@ pub async fn answer(
     };
     let route = match found.and_then(|route| {
         ticket.route = Some(route.clone());
+        // Paths and redirects are not served yet: every request goes to the vhost's own backends.
         ready(&route).map(|()| route)
     }) {
         Ok(route) => route,
@@ -107,7 +108,8 @@ pub async fn answer(
 
 /// Whether requests may go to the backends of a route.
 fn ready(route: &Route) -> Result<(), Reason> {
-    match (route.verdict, route.protocol) {
+    let Some(service) = route.root.service() else { return Err(Reason::BackendProtocol) };
+    match (service.verdict, service.protocol) {
         (Verdict::Disabled, _) => Err(Reason::Disabled),
         (Verdict::Stopped, _) => Err(Reason::Stopped),
         (Verdict::Starting, _) => Err(Reason::Starting),
@@ -141,13 +143,15 @@ async fn carry(
     route: &Arc<Route>,
     mut request: Request<Upload>,
 ) -> Result<(Connection, Response<Incoming>), Reason> {
-    let usable = route.usable().count();
+    let backends = |service: &Service| service.usable(route.from_lease()).cloned().collect::<Vec<_>>();
+    let backends = route.root.service().map(backends).unwrap_or_default();
+    let usable = backends.len();
     let first = worker.turns.borrow_mut().next(&route.app, usable);
     // RFC 9110 §9.2.2: what may be repeated without harm. An upload cannot be sent again.
     let repeatable = request.body().is_end_stream() && request.method().is_idempotent();
     let mut failure = Reason::Starting;
     for turn in 0..usable {
-        let Some(backend) = route.usable().nth((first + turn) % usable) else { break };
+        let Some(backend) = backends.get((first + turn) % usable) else { break };
         let (host, mut kept) = worker.pool.take(backend.key, !repeatable);
         headers::set_host(request.headers_mut(), host);
         loop {
@@ -262,7 +266,7 @@ fn is_inside(world: &World, ip: IpAddr) -> bool {
 
 /// What the last probes saw of the backends.
 fn seen(route: &Route) -> Option<String> {
-    route.candidates.iter().find_map(|backend| {
+    route.backends().find_map(|backend| {
         let reason = backend.health.as_ref()?.reason.as_ref()?;
         Some(format!("{}: {reason}", backend.key.addr))
     })
@@ -272,6 +276,7 @@ fn apps(world: &World) -> Vec<AppLink> {
     let mut apps: Vec<AppLink> = world
         .routes
         .values()
+        .filter(|route| !route.hostname.is_wildcard())
         .take(MOST_LISTED)
         .map(|route| AppLink { name: route.app.to_string(), host: route.hostname.to_string() })
         .collect();

@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use proximity_table::{BackendKey, BackendProtocol, HealthPolicy, Route, Source, Verdict, World};
+use proximity_table::{BackendKey, BackendProtocol, HealthPolicy, Route, Verdict, World};
 
 /// What is probed: a backend of an app, whatever names lead to it.
 pub type TargetKey = (Arc<str>, BackendKey);
@@ -43,12 +43,15 @@ impl Targets {
                 continue;
             }
             // New claims first: what stays claimed is not forgotten in between.
-            for key in keys(route) {
-                self.claim(key, name, route, &mut changes);
+            let claimed = probed(route);
+            for (key, policy) in &claimed {
+                let claim =
+                    Claim { name: name.clone(), policy: policy.clone(), from_lease: route.from_lease() };
+                self.claim(key.clone(), claim, &mut changes);
             }
             if let Some(before) = before {
-                for key in keys(before) {
-                    if !keys(route).any(|kept| kept == key) {
+                for (key, _) in probed(before) {
+                    if !claimed.contains_key(&key) {
                         self.release(&key, name, &mut changes);
                     }
                 }
@@ -56,7 +59,7 @@ impl Targets {
         }
         if let Some(old) = old.filter(|old| old.routes.len() > known) {
             for (name, route) in old.routes.iter().filter(|(name, _)| !world.routes.contains_key(*name)) {
-                for key in keys(route) {
+                for (key, _) in probed(route) {
                     self.release(&key, name, &mut changes);
                 }
             }
@@ -64,15 +67,10 @@ impl Targets {
         changes.into_iter().filter_map(|(key, before)| self.change_of(key, before)).collect()
     }
 
-    fn claim(&mut self, key: TargetKey, name: &Arc<str>, route: &Route, changes: &mut Before) {
+    fn claim(&mut self, key: TargetKey, claim: Claim, changes: &mut Before) {
         let claims = self.claims.entry(key.clone()).or_default();
         changes.entry(key).or_insert_with(|| policy_of(claims));
-        let claim = Claim {
-            name: name.clone(),
-            policy: route.health.clone(),
-            from_lease: route.source == Source::Lease,
-        };
-        match claims.iter_mut().find(|claim| claim.name == *name) {
+        match claims.iter_mut().find(|there| there.name == claim.name) {
             Some(there) => *there = claim,
             None => claims.push(claim),
         }
@@ -106,13 +104,18 @@ fn policy_of(claims: &[Claim]) -> Option<Arc<HealthPolicy>> {
     claims.iter().min_by_key(|claim| claim.from_lease).map(|claim| claim.policy.clone())
 }
 
-/// The backends of a route that are probed. An app that is stopped or switched off is left alone, and only
-/// what can be spoken is asked.
-fn keys(route: &Route) -> impl Iterator<Item = TargetKey> + '_ {
-    let probed = matches!(route.verdict, Verdict::Ready | Verdict::Starting)
-        && route.protocol == BackendProtocol::Http;
-    let candidates = if probed { &route.candidates[..] } else { &[] };
-    candidates.iter().map(|backend| (route.app.clone(), backend.key))
+/// The backends of a route that are probed, and how. An app that is stopped or switched off is left alone, and
+/// only what can be spoken is asked. A backend of several paths is probed the way of the first.
+fn probed(route: &Route) -> HashMap<TargetKey, Arc<HealthPolicy>> {
+    let mut probed = HashMap::new();
+    for service in route.services() {
+        let asked = matches!(service.verdict, Verdict::Ready | Verdict::Starting)
+            && service.protocol == BackendProtocol::Http;
+        for backend in service.candidates.iter().filter(|_| asked) {
+            probed.entry((route.app.clone(), backend.key)).or_insert_with(|| service.health.clone());
+        }
+    }
+    probed
 }
 
 #[cfg(test)]
@@ -120,7 +123,9 @@ mod tests {
     use std::net::{Ipv4Addr, SocketAddrV4};
 
     use imbl::HashMap as WorldMap;
-    use proximity_table::{Backend, Facts, Generation, Ledger};
+    use proximity_table::{
+        Action, Backend, BackendTls, Facts, Generation, Ledger, PathRoute, Service, Source, VhostPolicy,
+    };
 
     use super::*;
 
@@ -136,15 +141,25 @@ mod tests {
         (app.into(), BackendKey { addr: SocketAddrV4::new(Ipv4Addr::new(10, 20, 0, 9), port), epoch: 1 })
     }
 
+    fn service(app: &str, ports: &[u16], uri: &str, verdict: Verdict) -> Action {
+        Action::Proxy(Service {
+            protocol: BackendProtocol::Http,
+            tls: BackendTls::default(),
+            health: Arc::new(HealthPolicy { uri: uri.to_owned(), ..HealthPolicy::default() }),
+            candidates: ports.iter().map(|&port| Backend { key: key(app, port).1, health: None }).collect(),
+            verdict,
+        })
+    }
+
     fn route(app: &str, ports: &[u16], source: Source, uri: &str) -> Route {
         Route {
             app: app.into(),
             hostname: format!("{app}.prox.local").parse().unwrap(),
             source,
-            protocol: BackendProtocol::Http,
-            health: Arc::new(HealthPolicy { uri: uri.to_owned(), ..HealthPolicy::default() }),
-            candidates: ports.iter().map(|&port| Backend { key: key(app, port).1, health: None }).collect(),
-            verdict: Verdict::Ready,
+            policy: VhostPolicy::unchanged(),
+            root: service(app, ports, uri, Verdict::Ready),
+            paths: Vec::new(),
+            auth_backend: None,
         }
     }
 
@@ -204,10 +219,23 @@ mod tests {
         let mut wiki = route("wiki", &[80], Source::Config, "/");
         targets.follow(&world(&[("wiki", wiki.clone())]));
         for verdict in [Verdict::Stopped, Verdict::Disabled] {
-            wiki.verdict = verdict;
+            wiki.root = service("wiki", &[80], "/", verdict);
             assert_eq!(targets.follow(&world(&[("wiki", wiki.clone())])), [Change::Forget(key("wiki", 80))]);
-            wiki.verdict = Verdict::Starting;
+            wiki.root = service("wiki", &[80], "/", Verdict::Starting);
             assert_eq!(targets.follow(&world(&[("wiki", wiki.clone())])), [probe("wiki", 80, "/")]);
         }
+    }
+
+    #[test]
+    fn backends_of_paths_are_probed_too_and_the_roots_way_wins() {
+        let mut targets = Targets::default();
+        let mut wiki = route("wiki", &[80], Source::Config, "/");
+        let path = |action| PathRoute { prefix: "/api".into(), strip: false, action };
+        wiki.paths = vec![path(service("wiki", &[80, 81], "/up", Verdict::Ready))];
+        let mut changes = targets.follow(&world(&[("wiki", wiki.clone())]));
+        changes.sort_by_key(|change| matches!(change, Change::Probe((_, key), _) if key.addr.port() == 81));
+        assert_eq!(changes, [probe("wiki", 80, "/"), probe("wiki", 81, "/up")]);
+        wiki.paths.clear();
+        assert_eq!(targets.follow(&world(&[("wiki", wiki)])), [Change::Forget(key("wiki", 81))]);
     }
 }

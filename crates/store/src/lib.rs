@@ -220,7 +220,7 @@ impl Store {
                     leases.remove(u32::from(*ip)).map_err(|e| self.broken(e))?;
                     continue;
                 }
-                Change::Vhost(_, vhost) => put("vhost", vhost.app_name.as_str(), Some(encode(vhost))),
+                Change::Vhost(_, vhost) => put("vhost", vhost.app_name.as_str(), Some(encode(&**vhost))),
                 Change::RemoveVhost(app) => put("vhost", app.as_str(), None),
                 Change::Reservation(_, reservation) => {
                     let key = reservation_key(&reservation.network, reservation.mac);
@@ -251,7 +251,7 @@ impl Store {
     fn object(&self, kind: &str, json: &[u8]) -> Result<Option<Change>, StoreError> {
         let api = Source::Api;
         Ok(match kind {
-            "vhost" => Some(Change::Vhost(api, self.decode::<Vhost>(kind, json)?)),
+            "vhost" => Some(Change::Vhost(api, self.decode::<Vhost>(kind, json)?.into())),
             "reservation" => Some(Change::Reservation(api, self.decode::<Reservation>(kind, json)?)),
             "forward" => Some(Change::Forward(api, self.decode::<Forward>(kind, json)?)),
             "records" => {
@@ -295,9 +295,7 @@ fn forward_key(protocol: Protocol, port: u16) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proximity_table::{
-        BackendProtocol, BackendTarget, HealthPolicy, Label, LeaseState, RecordData, Timestamp,
-    };
+    use proximity_table::{BackendTarget, Label, LeaseState, RecordData, Timestamp};
 
     fn lease(last: u8) -> Lease {
         Lease {
@@ -313,15 +311,8 @@ mod tests {
     }
 
     fn vhost() -> Vhost {
-        Vhost {
-            app_name: "web".parse().unwrap(),
-            hostname: "web.prox.local".parse().unwrap(),
-            aliases: vec![],
-            backends: vec![BackendTarget::App { name: "web".parse().unwrap(), port: 80 }],
-            protocol: BackendProtocol::Http,
-            enabled: true,
-            health: HealthPolicy::default(),
-        }
+        let backend = BackendTarget::App { name: "web".parse().unwrap(), port: 80 };
+        Vhost::new("web".parse().unwrap(), "web.prox.local".parse().unwrap(), vec![backend])
     }
 
     #[test]
@@ -341,7 +332,7 @@ mod tests {
         let changes = [
             Change::Lease(lease(1)),
             Change::Lease(lease(2)),
-            Change::Vhost(Source::Api, vhost()),
+            Change::Vhost(Source::Api, vhost().into()),
             Change::Records(Source::Api, record.name.clone(), RecordType::TXT, vec![record.clone()]),
             Change::Forward(Source::Api, forward),
         ];
@@ -353,7 +344,7 @@ mod tests {
         assert_eq!(state.leases, [lease(1)]);
         assert_eq!(state.generation, 41);
         assert_eq!(state.objects.len(), 3);
-        assert!(state.objects.iter().any(|o| matches!(o, Change::Vhost(Source::Api, v) if *v == vhost())));
+        assert!(state.objects.iter().any(|o| matches!(o, Change::Vhost(Source::Api, v) if **v == vhost())));
         assert!(state.objects.iter().any(|o| matches!(o, Change::Records(_, _, _, r) if r[0] == record)));
     }
 
@@ -361,9 +352,9 @@ mod tests {
     fn what_others_remember_is_not_stored() {
         let directory = tempfile::tempdir().unwrap();
         let mut store = Store::open(directory.path()).unwrap();
-        store.commit(&[Change::Vhost(Source::Config, vhost())], None).unwrap();
+        store.commit(&[Change::Vhost(Source::Config, vhost().into())], None).unwrap();
         assert!(store.load().unwrap().objects.is_empty());
-        store.commit(&[Change::Vhost(Source::Api, vhost())], None).unwrap();
+        store.commit(&[Change::Vhost(Source::Api, vhost().into())], None).unwrap();
         store.commit(&[Change::RemoveVhost("web".parse().unwrap())], None).unwrap();
         assert!(store.load().unwrap().objects.is_empty());
     }

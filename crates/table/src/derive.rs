@@ -5,9 +5,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
 use crate::{
-    Apex, Backend, BackendKey, BackendProtocol, BackendTarget, Facts, Host, HostKind, Label, Lease, Ledger,
-    Name, Network, RRset, RecordType, Reservation, ResolvedForward, Route, Source, Timestamp, Verdict, Vhost,
-    Zones,
+    Action, Apex, Backend, BackendKey, BackendProtocol, BackendTarget, BackendTls, Facts, HealthPolicy, Host,
+    HostKind, Label, Lease, Ledger, Name, Network, PathRoute, RRset, RecordType, Redirect, Reservation,
+    ResolvedForward, Route, Service, Source, Timestamp, Verdict, Vhost, VhostPolicy, Zones,
 };
 
 /// Longest time to live of a name that may move, in seconds: an app that restarts elsewhere is found again
@@ -35,8 +35,7 @@ pub fn all_names(facts: &Facts) -> BTreeSet<Name> {
     names.extend(intent.records.keys().map(|(name, _)| name.clone()));
     names.extend(intent.networks.iter().map(|net| Name::reverse(net.address.addr)));
     for (_, vhost) in intent.vhosts.values() {
-        names.insert(vhost.hostname.clone());
-        names.extend(vhost.aliases.iter().cloned());
+        names.extend(vhost.names().cloned());
     }
     for (_, reservation) in intent.reservations.values() {
         names.insert(Name::reverse(reservation.ip));
@@ -115,14 +114,21 @@ pub fn route(facts: &Facts, name: &Name, host: Option<&Host>) -> Option<Route> {
         true if candidates.iter().any(Backend::was_proven) => Verdict::Ready,
         true => Verdict::Starting,
     };
+    let service = Service {
+        protocol: BackendProtocol::Http,
+        tls: BackendTls::default(),
+        health: HealthPolicy::default().shared(),
+        candidates,
+        verdict,
+    };
     Some(Route {
         app,
         hostname: name.clone(),
         source: Source::Lease,
-        protocol: BackendProtocol::Http,
-        health: Arc::default(),
-        candidates,
-        verdict,
+        policy: VhostPolicy::unchanged(),
+        root: Action::Proxy(service),
+        paths: Vec::new(),
+        auth_backend: None,
     })
 }
 
@@ -182,8 +188,7 @@ pub fn names_of_app(facts: &Facts, app: &str, key: BackendKey) -> Vec<Name> {
     let mut names = Vec::new();
     if let Ok(label) = app.parse::<Label>() {
         if let Some((_, vhost)) = facts.intent().vhosts.get(&label) {
-            names.push(vhost.hostname.clone());
-            names.extend(vhost.aliases.iter().cloned());
+            names.extend(vhost.names().cloned());
         }
         if let Some(network) = facts.intent().network_of(*key.addr.ip()) {
             names.extend(network.domain.child(&label));
@@ -220,30 +225,52 @@ fn reservation_named<'a>(facts: &'a Facts, network: &str, label: &Label) -> Opti
 
 fn vhost_route(facts: &Facts, source: Source, vhost: &Vhost) -> Route {
     let app: Arc<str> = vhost.app_name.as_str().into();
-    let mut candidates = Vec::new();
-    for target in &vhost.backends {
-        let addr = match target {
-            BackendTarget::Address(addr) => Some(*addr),
-            BackendTarget::App { name, port } => {
-                app_host(facts, name).filter(Host::resolves).map(|host| SocketAddrV4::new(host.ip, *port))
-            }
+    let proxy = |targets: &[BackendTarget], protocol, tls: &BackendTls, health: &HealthPolicy| {
+        let candidates: Vec<Backend> =
+            targets.iter().filter_map(|target| target_backend(facts, &app, target)).collect();
+        let verdict = match (vhost.enabled, candidates.is_empty()) {
+            (false, _) => Verdict::Disabled,
+            (true, true) => Verdict::Stopped,
+            (true, false) => Verdict::Ready,
         };
-        candidates.extend(addr.map(|addr| backend(facts, &app, addr)));
-    }
-    let verdict = match (vhost.enabled, candidates.is_empty()) {
-        (false, _) => Verdict::Disabled,
-        (true, true) => Verdict::Stopped,
-        (true, false) => Verdict::Ready,
+        Action::Proxy(Service { protocol, tls: tls.clone(), health: health.shared(), candidates, verdict })
     };
+    // A disabled vhost sends nobody anywhere: it has neither redirects nor paths.
+    let sent = |redirect: &Option<Redirect>| redirect.clone().filter(|_| vhost.enabled).map(Action::Redirect);
+    let mut paths: Vec<PathRoute> = vhost
+        .paths
+        .iter()
+        .filter(|_| vhost.enabled)
+        .map(|path| PathRoute {
+            prefix: path.prefix.as_str().into(),
+            strip: path.strip,
+            action: sent(&path.redirect)
+                .unwrap_or_else(|| proxy(&path.backends, path.protocol, &path.tls, &path.health)),
+        })
+        .collect();
+    paths.sort_by(|a, b| (b.prefix.len(), &a.prefix).cmp(&(a.prefix.len(), &b.prefix)));
+    let auth = vhost.policy.forward_auth.as_ref();
     Route {
-        app,
+        root: sent(&vhost.redirect)
+            .unwrap_or_else(|| proxy(&vhost.backends, vhost.protocol, &vhost.tls, &vhost.health)),
+        paths,
+        auth_backend: auth.and_then(|auth| target_backend(facts, &app, &auth.to)),
         hostname: vhost.hostname.clone(),
         source,
-        protocol: vhost.protocol,
-        health: Arc::new(vhost.health.clone()),
-        candidates,
-        verdict,
+        policy: vhost.policy.clone(),
+        app,
     }
+}
+
+fn target_backend(facts: &Facts, app: &Arc<str>, target: &BackendTarget) -> Option<Backend> {
+    let addr = match target {
+        BackendTarget::Address(addr) => *addr,
+        BackendTarget::App { name, port } => {
+            let host = app_host(facts, name).filter(Host::resolves)?;
+            SocketAddrV4::new(host.ip, *port)
+        }
+    };
+    Some(backend(facts, app, addr))
 }
 
 fn backend(facts: &Facts, app: &Arc<str>, addr: SocketAddrV4) -> Backend {

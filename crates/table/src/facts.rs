@@ -20,6 +20,8 @@ pub struct Facts {
     claims: HashMap<Name, OrdSet<Label>>,
     followers: HashMap<Label, OrdSet<Label>>,
     pointers: HashMap<Ipv4Addr, OrdSet<Label>>,
+    /// Vhosts that ask for what nobody else claims.
+    defaults: OrdSet<Label>,
 }
 
 /// One change of the facts.
@@ -30,7 +32,7 @@ pub enum Change {
     /// A lease is forgotten.
     ForgetLease(Ipv4Addr),
     /// A vhost is created or replaced.
-    Vhost(Source, Vhost),
+    Vhost(Source, Arc<Vhost>),
     /// A vhost is removed.
     RemoveVhost(Label),
     /// A reservation is created or replaced.
@@ -73,6 +75,7 @@ impl Facts {
             claims: HashMap::new(),
             followers: HashMap::new(),
             pointers: HashMap::new(),
+            defaults: OrdSet::new(),
         };
         facts.index_all();
         facts
@@ -122,7 +125,7 @@ impl Facts {
             Change::Vhost(source, vhost) => {
                 self.unindex(&vhost.app_name.clone(), touched);
                 let app = vhost.app_name.clone();
-                self.intent_mut().vhosts.insert(app.clone(), (source, Arc::new(vhost)));
+                self.intent_mut().vhosts.insert(app.clone(), (source, vhost));
                 self.index(&app, touched);
             }
             Change::RemoveVhost(app) => {
@@ -173,9 +176,16 @@ impl Facts {
 
     /// The vhost that answers for a name: the first claimant, the file's before the API's.
     pub fn claimant(&self, name: &Name) -> Option<&(Source, Arc<Vhost>)> {
-        let claimants = self.claims.get(name)?;
-        claimants
-            .iter()
+        self.first_of(self.claims.get(name)?)
+    }
+
+    /// The vhost that requests for unknown hosts go to: the file's before the API's.
+    pub fn default_vhost(&self) -> Option<&(Source, Arc<Vhost>)> {
+        self.first_of(&self.defaults)
+    }
+
+    fn first_of(&self, apps: &OrdSet<Label>) -> Option<&(Source, Arc<Vhost>)> {
+        apps.iter()
             .filter_map(|app| self.intent.vhosts.get(app))
             .min_by_key(|(source, _)| *source == Source::Api)
     }
@@ -206,8 +216,7 @@ impl Facts {
 
     fn touch_vhosts(&self, apps: Option<&OrdSet<Label>>, touched: &mut Touched) {
         for (_, vhost) in apps.into_iter().flatten().filter_map(|app| self.intent.vhosts.get(app)) {
-            touched.names.insert(vhost.hostname.clone());
-            touched.names.extend(vhost.aliases.iter().cloned());
+            touched.names.extend(vhost.names().cloned());
         }
     }
 
@@ -215,6 +224,7 @@ impl Facts {
         self.claims = HashMap::new();
         self.followers = HashMap::new();
         self.pointers = HashMap::new();
+        self.defaults = OrdSet::new();
         let apps: Vec<Label> = self.intent.vhosts.keys().cloned().collect();
         for app in apps {
             self.index(&app, &mut Touched::default());
@@ -235,12 +245,15 @@ impl Facts {
 
     fn change_index(&mut self, app: &Label, touched: &mut Touched, edit: impl Fn(&mut OrdSet<Label>)) {
         let Some((_, vhost)) = self.intent.vhosts.get(app).cloned() else { return };
-        for name in std::iter::once(&vhost.hostname).chain(&vhost.aliases) {
+        for name in vhost.names() {
             edit_set(&mut self.claims, name, &edit);
             touched.names.insert(name.clone());
         }
-        for backend in &vhost.backends {
-            match backend {
+        if vhost.default {
+            edit(&mut self.defaults);
+        }
+        for target in vhost.targets() {
+            match target {
                 BackendTarget::Address(addr) => edit_set(&mut self.pointers, addr.ip(), &edit),
                 BackendTarget::App { name, .. } => edit_set(&mut self.followers, name, &edit),
             }

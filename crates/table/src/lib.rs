@@ -37,6 +37,8 @@ mod intent;
 mod lease;
 mod ledger;
 mod name;
+mod policy;
+mod proxy_settings;
 mod record;
 mod route;
 mod time;
@@ -53,10 +55,15 @@ pub use intent::{
 pub use lease::{Lease, LeaseState};
 pub use ledger::Ledger;
 pub use name::{Label, Name, NameError};
+pub use policy::{
+    Access, Affinity, Balance, BasicAuth, BasicUser, ForwardAuth, HeaderEdits, HostPolicy, LogPolicy,
+    PassivePolicy, ProxyProtocol, Rate, RetryPolicy, Timeouts, VhostLimits, VhostPolicy,
+};
+pub use proxy_settings::{LogSettings, ProxySettings};
 pub use record::{Record, RecordData, RecordError, RecordType};
-pub use route::{Backend, Route, Verdict};
+pub use route::{Action, Backend, PathRoute, Route, Service, Verdict};
 pub use time::Timestamp;
-pub use vhost::{BackendProtocol, BackendTarget, HealthPolicy, Vhost};
+pub use vhost::{BackendProtocol, BackendTarget, BackendTls, HealthPolicy, Redirect, Vhost, VhostPath};
 pub use world::{App, AppState, Generation, Host, HostKind, ResolvedForward, Wan, World};
 pub use zone::{Apex, Node, RRset, Zones};
 

@@ -106,6 +106,11 @@ impl Name {
         String::from_utf8_lossy(&self.0[1..1 + usize::from(self.0[0])]).into_owned()
     }
 
+    /// Whether the first label is `*`: the name stands for the names below its parent.
+    pub fn is_wildcard(&self) -> bool {
+        self.0.starts_with(b"\x01*")
+    }
+
     /// Whether this name is `ancestor` or lies below it.
     pub fn is_in(&self, ancestor: &Name) -> bool {
         let (mine, theirs) = (&self.0, &ancestor.0);

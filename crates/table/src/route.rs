@@ -1,21 +1,59 @@
 use std::sync::Arc;
 
-use crate::{BackendKey, BackendProtocol, Health, HealthPolicy, Name, Source};
+use crate::{
+    BackendKey, BackendProtocol, BackendTls, Health, HealthPolicy, Name, Redirect, Source, VhostPolicy,
+};
 
 /// What the proxy does with requests for one host name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The app: key of the vhost, or the leased host name.
     pub app: Arc<str>,
-    /// The vhost's main host name, whatever alias led here; names the access log.
+    /// The vhost's main host name as it was written, whatever alias led here; names the access log.
     pub hostname: Name,
     /// Where the vhost comes from.
     pub source: Source,
+    /// How requests are treated.
+    pub policy: Arc<VhostPolicy>,
+    /// What becomes of requests that no path claims.
+    pub root: Action,
+    /// What becomes of the others, the longest prefix first. A disabled vhost has none.
+    pub paths: Vec<PathRoute>,
+    /// Where `policy.forward_auth` asks; `None` while the app that is asked has no address, and then nobody
+    /// may pass.
+    pub auth_backend: Option<Backend>,
+}
+
+/// What becomes of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// It is carried to a backend.
+    Proxy(Service),
+    /// The client is sent elsewhere.
+    Redirect(Redirect),
+}
+
+/// What becomes of requests for the paths below a prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathRoute {
+    /// `/api`: normalised, without a trailing slash.
+    pub prefix: Box<str>,
+    /// Whether the backend sees the path without the prefix.
+    pub strip: bool,
+    /// What becomes of them.
+    pub action: Action,
+}
+
+/// Backends that are as good as each other, and how they are spoken to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
     /// How backends are spoken to.
     pub protocol: BackendProtocol,
+    /// Whom they must prove to be.
+    pub tls: BackendTls,
     /// How backends are probed.
     pub health: Arc<HealthPolicy>,
-    /// Everything that is probed for this vhost, in the order of preference.
+    /// Everything that is probed, in the order of preference.
     pub candidates: Vec<Backend>,
     /// What a request meets.
     pub verdict: Verdict,
@@ -45,14 +83,63 @@ pub enum Verdict {
 }
 
 impl Route {
+    /// What becomes of a request for a path (normalised, without the query), and the prefix that claimed it:
+    /// the longest one. `/api` claims `/api` and `/api/x`, not `/apix`.
+    pub fn action(&self, path: &str) -> (&Action, Option<&PathRoute>) {
+        match self.paths.iter().find(|route| route.claims(path)) {
+            Some(route) => (&route.action, Some(route)),
+            None => (&self.root, None),
+        }
+    }
+
+    /// Every set of backends, the one without a path first.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        let actions = std::iter::once(&self.root).chain(self.paths.iter().map(|path| &path.action));
+        actions.filter_map(Action::service)
+    }
+
+    /// Every backend of every service, in the order of preference.
+    pub fn backends(&self) -> impl Iterator<Item = &Backend> {
+        self.services().flat_map(|service| &service.candidates)
+    }
+
+    /// What a request that no path claims meets; a redirect is ready.
+    pub fn verdict(&self) -> Verdict {
+        self.root.service().map_or(Verdict::Ready, |service| service.verdict)
+    }
+
+    /// Whether it was made from a lease: its ports are guesses.
+    pub fn from_lease(&self) -> bool {
+        self.source == Source::Lease
+    }
+}
+
+impl Action {
+    /// The backends, unless the client is sent elsewhere.
+    pub fn service(&self) -> Option<&Service> {
+        match self {
+            Action::Proxy(service) => Some(service),
+            Action::Redirect(_) => None,
+        }
+    }
+}
+
+impl PathRoute {
+    /// Whether a path is the prefix or lies below it.
+    pub fn claims(&self, path: &str) -> bool {
+        let rest = path.strip_prefix(&*self.prefix);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+}
+
+impl Service {
     /// The backends that a request may go to: the healthy ones, else all of those that may be tried.
     ///
     /// A vhost made from a lease offers ports that are only guesses until a probe passes, so only the
     /// first proven port is used. One that was asked for is tried even while its probes fail: pausing a
     /// sole backend turns a slow probe into an outage.
-    pub fn usable(&self) -> impl Iterator<Item = &Backend> {
+    pub fn usable(&self, from_lease: bool) -> impl Iterator<Item = &Backend> {
         let any_healthy = self.candidates.iter().any(Backend::is_healthy);
-        let from_lease = self.source == Source::Lease;
         let limit = if from_lease { 1 } else { usize::MAX };
         self.candidates
             .iter()

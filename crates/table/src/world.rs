@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use imbl::HashMap;
@@ -27,8 +27,12 @@ pub struct World {
     pub hosts: HashMap<Name, Arc<Host>>,
     /// Authoritative DNS data.
     pub zones: Zones,
-    /// Routes by host name as text.
+    /// Routes by host name as text, those of wildcards by `*.…` too.
     pub routes: HashMap<Arc<str>, Arc<Route>>,
+    /// The same routes of wildcards by what stands behind the `*.`.
+    wildcards: HashMap<Arc<str>, Arc<Route>>,
+    /// Where requests for unknown hosts go.
+    default: Option<Arc<Route>>,
     /// Port forwards whose target has an address now.
     pub forwards: Vec<ResolvedForward>,
 }
@@ -122,6 +126,8 @@ impl World {
             facts,
             hosts: HashMap::new(),
             routes: HashMap::new(),
+            wildcards: HashMap::new(),
+            default: None,
             forwards: Vec::new(),
         };
         let names = derive::all_names(&world.facts);
@@ -139,9 +145,35 @@ impl World {
         world
     }
 
-    /// The route of a lower-case host name.
+    /// The route of a lower-case host name: its own, else that of the nearest wildcard. `*.b.c` stands for
+    /// `a.b.c` and `x.a.b.c`, not for `b.c`.
     pub fn route(&self, host: &str) -> Option<&Arc<Route>> {
-        self.routes.get(host)
+        self.routes.get(host).or_else(|| self.wildcard_route(host))
+    }
+
+    /// The route for hosts that nobody else claims: the vhost with `default = true`. One whose host name
+    /// belongs to another vhost does not count.
+    pub fn default_route(&self) -> Option<&Arc<Route>> {
+        self.default.as_ref()
+    }
+
+    /// The host name of the app that calls from an address: of the lease or reservation that it has now. A
+    /// caller that merely claims the name of another app has none.
+    pub fn caller(&self, ip: IpAddr) -> Option<&Label> {
+        let IpAddr::V4(ip) = ip.to_canonical() else { return None };
+        let intent = self.facts.intent();
+        let network = intent.network_of(ip)?;
+        let lease = self.facts.ledger().bound_at(ip);
+        let named = lease.and_then(|lease| lease.hostname.as_ref());
+        let label = named.or_else(|| {
+            // A reservation names its own client, not whoever else sits on the address.
+            let reserved = intent.reservation_at(ip)?;
+            lease.is_none_or(|lease| lease.mac == reserved.mac).then_some(reserved.hostname.as_ref()?)
+        })?;
+        let host = self.hosts.get(&network.domain.child(label).ok()?)?;
+        let is_there =
+            host.ip == ip && host.resolves() && lease.is_none_or(|lease| host.mac == Some(lease.mac));
+        (is_there && host.kind != HostKind::Appliance).then_some(&host.label)
     }
 
     /// The host of an address, if it owns a name.
@@ -186,7 +218,7 @@ impl World {
     }
 
     fn host_behind(&self, route: &Route) -> Option<Arc<Host>> {
-        route.candidates.iter().find_map(|backend| self.host_at(*backend.key.addr.ip())).cloned()
+        route.backends().find_map(|backend| self.host_at(*backend.key.addr.ip())).cloned()
     }
 
     fn derive_names(&mut self, names: impl IntoIterator<Item = Name>) {
@@ -197,16 +229,45 @@ impl World {
             let asked_for = route.as_ref().is_some_and(|route| route.source != Source::Lease);
             let rrsets = derive::rrsets(&self.facts, &self.zones, &name, host.as_deref(), asked_for);
             self.zones.set(&name, rrsets);
-            match route {
-                Some(route) => self.routes.insert(name.to_string().into(), Arc::new(route)),
-                None => self.routes.remove(name.to_string().as_str()),
-            };
+            self.set_route(&name, route.map(Arc::new));
             match host {
                 Some(host) => self.hosts.insert(name, host),
                 None => self.hosts.remove(&name),
             };
         }
         self.forwards = derive::forwards(&self.facts);
+        self.default = self.facts.default_vhost().and_then(|(_, vhost)| {
+            let route = self.routes.get(vhost.hostname.to_string().as_str())?;
+            (*route.app == *vhost.app_name.as_str()).then(|| route.clone())
+        });
+    }
+
+    fn set_route(&mut self, name: &Name, route: Option<Arc<Route>>) {
+        let text = name.to_string();
+        if let Some(below) = text.strip_prefix("*.") {
+            match &route {
+                Some(route) => self.wildcards.insert(below.into(), route.clone()),
+                None => self.wildcards.remove(below),
+            };
+        }
+        match route {
+            Some(route) => self.routes.insert(text.into(), route),
+            None => self.routes.remove(text.as_str()),
+        };
+    }
+
+    fn wildcard_route(&self, host: &str) -> Option<&Arc<Route>> {
+        if self.wildcards.is_empty() {
+            return None;
+        }
+        let mut above = host;
+        while let Some((_, parent)) = above.split_once('.') {
+            if let Some(route) = self.wildcards.get(parent) {
+                return Some(route);
+            }
+            above = parent;
+        }
+        None
     }
 }
 

@@ -58,15 +58,16 @@ fn lease(last: u8, client: u8, name: &str, epoch: u64) -> Lease {
 }
 
 fn vhost(app: &str, target: BackendTarget) -> Vhost {
-    Vhost {
-        app_name: app.parse().unwrap(),
-        hostname: format!("{app}.prox.local").parse().unwrap(),
-        aliases: vec![],
-        backends: vec![target],
-        protocol: BackendProtocol::Http,
-        enabled: true,
-        health: HealthPolicy::default(),
-    }
+    Vhost::new(app.parse().unwrap(), format!("{app}.prox.local").parse().unwrap(), vec![target])
+}
+
+/// The backends of a route that nothing but the host name leads to.
+fn service(route: &Route) -> &Service {
+    route.root.service().expect("no redirect")
+}
+
+fn usable(route: &Route) -> Vec<String> {
+    service(route).usable(route.from_lease()).map(|backend| backend.key.addr.to_string()).collect()
 }
 
 /// Facts with a world that follows each change by patching.
@@ -114,8 +115,8 @@ fn a_lease_gives_name_pointer_and_route_at_once() {
     assert_eq!(table.address("nginx-01.prox.local"), Some(ip(101)));
     assert_eq!(table.pointer(101).as_deref(), Some("nginx-01.prox.local"));
     let route = table.world.route("nginx-01.prox.local").unwrap();
-    assert_eq!((route.verdict, route.source), (Verdict::Starting, Source::Lease));
-    assert_eq!(route.usable().count(), 0, "nothing is sent to an unproven guess");
+    assert_eq!((route.verdict(), route.source), (Verdict::Starting, Source::Lease));
+    assert_eq!(usable(route).len(), 0, "nothing is sent to an unproven guess");
     let app = table.world.app("nginx-01").unwrap();
     assert_eq!(app.state(), AppState::Active);
 }
@@ -126,11 +127,11 @@ fn the_first_proven_port_is_used() {
     table.apply(Change::Lease(lease(101, 1, "web", 2)));
     table.health("web", "10.20.0.101:8080", 2, HealthState::Healthy);
     let route = table.world.route("web.prox.local").unwrap();
-    assert_eq!(route.verdict, Verdict::Ready);
-    assert_eq!(route.usable().map(|backend| backend.key.addr.port()).collect::<Vec<_>>(), [8080]);
+    assert_eq!(route.verdict(), Verdict::Ready);
+    assert_eq!(usable(route), ["10.20.0.101:8080"]);
     table.health("web", "10.20.0.101:8080", 2, HealthState::Unhealthy);
     let route = table.world.route("web.prox.local").unwrap();
-    assert_eq!(route.usable().count(), 1, "a sole backend is not paused");
+    assert_eq!(usable(route).len(), 1, "a sole backend is not paused");
 }
 
 #[test]
@@ -140,8 +141,8 @@ fn what_was_proven_of_a_former_owner_means_nothing() {
     table.health("a", "10.20.0.101:80", 2, HealthState::Healthy);
     table.apply(Change::Lease(lease(101, 9, "a", 7)));
     let route = table.world.route("a.prox.local").unwrap();
-    assert_eq!(route.verdict, Verdict::Starting);
-    assert!(route.candidates.iter().all(|backend| backend.key.epoch == 7));
+    assert_eq!(route.verdict(), Verdict::Starting);
+    assert!(route.backends().all(|backend| backend.key.epoch == 7));
 }
 
 #[test]
@@ -151,7 +152,7 @@ fn an_ended_lease_loses_its_name_and_is_known_as_stopped() {
     table.apply(Change::Lease(Lease { state: LeaseState::Released, ..lease(101, 1, "web", 2) }));
     assert_eq!(table.address("web.prox.local"), None);
     assert_eq!(table.pointer(101), None);
-    assert_eq!(table.world.route("web.prox.local").unwrap().verdict, Verdict::Stopped);
+    assert_eq!(table.world.route("web.prox.local").unwrap().verdict(), Verdict::Stopped);
     table.apply(Change::ForgetLease(ip(101)));
     assert!(table.world.route("web.prox.local").is_none());
     assert!(table.world.app("web").is_none());
@@ -187,9 +188,9 @@ fn a_reservation_owns_its_name_and_resolves_without_a_lease() {
 fn a_vhost_that_was_asked_for_always_has_a_name() {
     let mut table = Table::new();
     let target = BackendTarget::Address(SocketAddrV4::new(ip(50), 8080));
-    table.apply(Change::Vhost(Source::Api, vhost("wiki", target)));
+    table.apply(Change::Vhost(Source::Api, vhost("wiki", target).into()));
     assert_eq!(table.address("wiki.prox.local"), Some(ip(1)), "it leads to the proxy");
-    assert_eq!(table.world.route("wiki.prox.local").unwrap().verdict, Verdict::Ready);
+    assert_eq!(table.world.route("wiki.prox.local").unwrap().verdict(), Verdict::Ready);
     table.apply(Change::RemoveVhost("wiki".parse().unwrap()));
     assert_eq!(table.address("wiki.prox.local"), None);
     assert!(table.world.route("wiki.prox.local").is_none());
@@ -199,10 +200,10 @@ fn a_vhost_that_was_asked_for_always_has_a_name() {
 fn a_vhost_follows_its_app_from_lease_to_lease() {
     let mut table = Table::new();
     let target = BackendTarget::App { name: "wiki".parse().unwrap(), port: 3000 };
-    table.apply(Change::Vhost(Source::Api, vhost("docs", target)));
+    table.apply(Change::Vhost(Source::Api, vhost("docs", target).into()));
     let backend = |table: &Table| {
         let route = table.world.route("docs.prox.local").unwrap().clone();
-        (route.verdict, route.candidates.first().map(|backend| backend.key.addr.to_string()))
+        (route.verdict(), route.backends().next().map(|backend| backend.key.addr.to_string()))
     };
     assert_eq!(backend(&table), (Verdict::Stopped, None));
     table.apply(Change::Lease(lease(101, 1, "wiki", 2)));
@@ -240,6 +241,158 @@ fn the_administrators_records_win() {
     assert_eq!(table.address("web.prox.local"), Some(ip(101)));
 }
 
+/// A vhost of one app with other names than its own.
+fn named(app: &str, hostname: &str, aliases: &[&str]) -> Vhost {
+    let target = BackendTarget::Address(SocketAddrV4::new(ip(50), 8080));
+    let aliases = aliases.iter().map(|alias| alias.parse().unwrap()).collect();
+    Vhost { hostname: hostname.parse().unwrap(), aliases, ..vhost(app, target) }
+}
+
+#[test]
+fn the_nearest_wildcard_claims_what_no_name_does() {
+    let mut table = Table::new();
+    table.apply(Change::Vhost(Source::Api, named("far", "*.prox.local", &[]).into()));
+    table.apply(Change::Vhost(Source::Api, named("near", "near.local", &["*.shop.prox.local"]).into()));
+    table.apply(Change::Lease(lease(101, 1, "web", 2)));
+    let app = |table: &Table, host: &str| table.world.route(host).map(|route| route.app.to_string());
+    assert_eq!(app(&table, "web.prox.local").as_deref(), Some("web"));
+    assert_eq!(app(&table, "a.prox.local").as_deref(), Some("far"));
+    assert_eq!(app(&table, "x.a.prox.local").as_deref(), Some("far"));
+    assert_eq!(app(&table, "shop.prox.local").as_deref(), Some("far"), "not its own wildcard's");
+    assert_eq!(app(&table, "x.y.shop.prox.local").as_deref(), Some("near"));
+    assert_eq!(app(&table, "prox.local"), None);
+    assert_eq!(app(&table, "other.local"), None);
+    assert_eq!(table.world.route("a.prox.local").unwrap().hostname.to_string(), "*.prox.local");
+    assert_eq!(table.address("*.shop.prox.local"), Some(ip(1)), "it leads to the proxy");
+
+    table.apply(Change::RemoveVhost("near".parse().unwrap()));
+    assert_eq!(app(&table, "x.y.shop.prox.local").as_deref(), Some("far"));
+    table.apply(Change::RemoveVhost("far".parse().unwrap()));
+    assert_eq!(app(&table, "a.prox.local"), None);
+    assert_eq!(table.address("*.prox.local"), None);
+}
+
+#[test]
+fn one_vhost_gets_what_is_for_nobody_and_the_files_goes_first() {
+    let mut table = Table::new();
+    let default = |table: &Table| table.world.default_route().map(|route| route.app.to_string());
+    let fallback = |app: &str| Vhost { default: true, ..named(app, &format!("{app}.prox.local"), &[]) };
+    assert_eq!(default(&table), None);
+    table.apply(Change::Vhost(Source::Api, fallback("a").into()));
+    assert_eq!(default(&table).as_deref(), Some("a"));
+    table.apply(Change::Vhost(Source::Config, fallback("b").into()));
+    assert_eq!(default(&table).as_deref(), Some("b"));
+    table.apply(Change::Vhost(Source::Config, named("b", "b.prox.local", &[]).into()));
+    assert_eq!(default(&table).as_deref(), Some("a"));
+    // Whoever lost its host name is not to be found by any other.
+    table.apply(Change::Vhost(Source::Config, named("c", "a.prox.local", &[]).into()));
+    assert_eq!(default(&table), None);
+}
+
+#[test]
+fn the_longest_prefix_claims_a_path() {
+    let mut table = Table::new();
+    let path = |prefix: &str, app: &str| VhostPath {
+        prefix: prefix.into(),
+        strip: true,
+        backends: vec![BackendTarget::App { name: app.parse().unwrap(), port: 80 }],
+        protocol: BackendProtocol::Http,
+        tls: BackendTls::default(),
+        health: HealthPolicy::default(),
+        redirect: None,
+    };
+    let mut shop = named("shop", "shop.prox.local", &[]);
+    let mut old = path("/old", "none");
+    old.backends.clear();
+    old.redirect = Some(Redirect { to: "/new{uri}".into(), status: 308 });
+    shop.paths = vec![path("/api", "api"), old, path("/api/v2", "next")];
+    table.apply(Change::Vhost(Source::Api, shop.clone().into()));
+    table.apply(Change::Lease(lease(101, 1, "api", 2)));
+    let route = table.world.route("shop.prox.local").unwrap().clone();
+    let prefix = |path: &str| route.action(path).1.map_or("", |route| &*route.prefix).to_owned();
+    for (path, claimed) in [
+        ("/", ""),
+        ("/api", "/api"),
+        ("/api/", "/api"),
+        ("/api/x", "/api"),
+        ("/apix", ""),
+        ("/API", ""),
+        ("/api/v2", "/api/v2"),
+        ("/api/v2/x", "/api/v2"),
+        ("/api/v20", "/api"),
+        ("/old/x", "/old"),
+        ("", ""),
+    ] {
+        assert_eq!(prefix(path), claimed, "{path}");
+    }
+    // Each with a verdict of its own: one app is there, the other is not.
+    let verdict = |path: &str| route.action(path).0.service().map(|service| service.verdict);
+    assert_eq!((verdict("/api"), verdict("/api/v2")), (Some(Verdict::Ready), Some(Verdict::Stopped)));
+    assert_eq!((verdict("/"), verdict("/old")), (Some(Verdict::Ready), None));
+    assert_eq!(route.backends().count(), 2);
+
+    table.apply(Change::Lease(lease(102, 2, "next", 3)));
+    let next = table.world.route("shop.prox.local").unwrap().action("/api/v2").0.clone();
+    assert_eq!(next.service().unwrap().candidates[0].key.addr.to_string(), "10.20.0.102:80");
+
+    // A disabled vhost says so at every path, and sends nobody elsewhere.
+    shop.enabled = false;
+    shop.redirect = Some(Redirect { to: "https://else.example{uri}".into(), status: 302 });
+    table.apply(Change::Vhost(Source::Api, shop.into()));
+    let route = table.world.route("shop.prox.local").unwrap();
+    assert_eq!(route.action("/old").0.service().map(|service| service.verdict), Some(Verdict::Disabled));
+    assert_eq!(route.verdict(), Verdict::Disabled);
+}
+
+#[test]
+fn who_is_asked_about_requests_is_followed_through_its_lease() {
+    let mut table = Table::new();
+    let to = BackendTarget::App { name: "authelia".parse().unwrap(), port: 9091 };
+    let forward_auth = Some(ForwardAuth { to, path: "/".into(), copy_headers: vec![] });
+    let policy = VhostPolicy { forward_auth, ..VhostPolicy::default() }.shared();
+    let shop = Vhost { policy, ..named("shop", "shop.prox.local", &[]) };
+    table.apply(Change::Vhost(Source::Api, shop.into()));
+    let asked = |table: &Table| {
+        let route = table.world.route("shop.prox.local").unwrap();
+        route.auth_backend.as_ref().map(|backend| (backend.key.addr.to_string(), backend.key.epoch))
+    };
+    assert_eq!(asked(&table), None);
+    table.apply(Change::Lease(lease(101, 1, "authelia", 2)));
+    assert_eq!(asked(&table), Some(("10.20.0.101:9091".into(), 2)));
+    table.apply(Change::Lease(Lease { state: LeaseState::Expired, ..lease(101, 1, "authelia", 2) }));
+    assert_eq!(asked(&table), None);
+}
+
+#[test]
+fn a_caller_is_known_by_its_lease_and_not_by_what_it_claims() {
+    let mut table = Table::new();
+    let caller = |table: &Table, last| table.world.caller(ip(last).into()).map(Label::to_string);
+    table.apply(Change::Lease(lease(101, 1, "prometheus", 2)));
+    assert_eq!(caller(&table, 101).as_deref(), Some("prometheus"));
+    let mapped = ip(101).to_ipv6_mapped().into();
+    assert_eq!(table.world.caller(mapped).map(Label::as_str), Some("prometheus"));
+    table.apply(Change::Lease(lease(102, 2, "prometheus", 3)));
+    assert_eq!(caller(&table, 102), None, "the name is taken");
+    table.apply(Change::Lease(Lease { state: LeaseState::Released, ..lease(101, 1, "prometheus", 2) }));
+    assert_eq!(caller(&table, 101), None, "the lease has ended");
+    assert_eq!(caller(&table, 1), None, "the appliance is no app");
+    assert_eq!(table.world.caller("192.168.1.7".parse().unwrap()), None);
+
+    let hostname = Some("db".parse().unwrap());
+    let mac = Mac([2, 0, 0, 0, 0, 7]);
+    table.apply(Change::Reservation(
+        Source::Config,
+        Reservation { network: "apps".into(), mac, ip: ip(10), hostname },
+    ));
+    assert_eq!(caller(&table, 10).as_deref(), Some("db"), "a reservation needs no lease");
+    table.apply(Change::Lease(lease(10, 9, "", 4)));
+    assert_eq!(caller(&table, 10), None, "somebody else sits on the address");
+    table.apply(Change::Lease(lease(10, 9, "db", 4)));
+    assert_eq!(caller(&table, 10), None, "and claims the name");
+    table.apply(Change::Lease(lease(10, 7, "", 5)));
+    assert_eq!(caller(&table, 10).as_deref(), Some("db"));
+}
+
 /// The one property that makes patching safe: it never shows anything that deriving anew would not.
 #[test]
 fn patching_gives_the_same_world_as_deriving() {
@@ -256,7 +409,7 @@ fn patching_gives_the_same_world_as_deriving() {
         for step in 0..60 {
             let name = names[below(5) as usize];
             let last = 100 + below(6) as u8;
-            let change = match below(11) {
+            let change = match below(12) {
                 0..=3 => Change::Lease(lease(last, below(6) as u8, name, step + 2)),
                 4 => match table.facts.ledger().at(ip(last)) {
                     Some(held) => Change::Lease(Lease { state: LeaseState::Released, ..(**held).clone() }),
@@ -265,14 +418,30 @@ fn patching_gives_the_same_world_as_deriving() {
                 5 => Change::ForgetLease(ip(last)),
                 6 => {
                     let target = BackendTarget::App { name: name.parse().unwrap(), port: 80 };
-                    Change::Vhost(Source::Api, vhost(["v", "w", "a"][below(3) as usize], target))
+                    Change::Vhost(Source::Api, vhost(["v", "w", "a"][below(3) as usize], target).into())
                 }
                 7 => {
                     let target = BackendTarget::Address(SocketAddrV4::new(ip(last), 80));
-                    Change::Vhost(Source::Api, vhost(["v", "w"][below(2) as usize], target))
+                    Change::Vhost(Source::Api, vhost(["v", "w"][below(2) as usize], target).into())
                 }
-                8 => Change::RemoveVhost(["v", "w", "a"][below(3) as usize].parse().unwrap()),
-                9 => {
+                8 => {
+                    let mut all =
+                        named("w", ["*.prox.local", "*.b.prox.local"][below(2) as usize], &["a.prox.local"]);
+                    all.default = below(2) > 0;
+                    let backends = vec![BackendTarget::App { name: name.parse().unwrap(), port: 81 }];
+                    all.paths = vec![VhostPath {
+                        prefix: "/p".into(),
+                        strip: false,
+                        backends,
+                        protocol: BackendProtocol::Http,
+                        tls: BackendTls::default(),
+                        health: HealthPolicy::default(),
+                        redirect: None,
+                    }];
+                    Change::Vhost([Source::Config, Source::Api][below(2) as usize], all.into())
+                }
+                9 => Change::RemoveVhost(["v", "w", "a"][below(3) as usize].parse().unwrap()),
+                10 => {
                     let epoch = table.facts.ledger().bound_at(ip(last)).map_or(0, |lease| lease.epoch);
                     let key = BackendKey { addr: SocketAddrV4::new(ip(last), 80), epoch };
                     let health = Health { state: HealthState::Healthy, since: Timestamp(step), reason: None };
@@ -291,6 +460,9 @@ fn patching_gives_the_same_world_as_deriving() {
             let anew = World::derive(table.facts.clone(), table.world.generation);
             assert_eq!(table.world.hosts, anew.hosts, "{shown}");
             assert_eq!(table.world.routes, anew.routes, "{shown}");
+            assert_eq!(table.world.default_route(), anew.default_route(), "{shown}");
+            assert_eq!(table.world.route("x.b.prox.local"), anew.route("x.b.prox.local"), "{shown}");
+            assert_eq!(table.world.route("x.prox.local"), anew.route("x.prox.local"), "{shown}");
             assert_eq!(table.world.forwards, anew.forwards, "{shown}");
             assert_eq!(table.world.zones, anew.zones, "{shown}");
         }

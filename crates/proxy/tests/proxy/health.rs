@@ -81,7 +81,7 @@ fn probes_follow_the_table() {
     let mut reports = probing(&table);
     let mut wiki = vhost("wiki", &[backend.addr]);
     wiki.health = HealthPolicy { uri: "/up".to_owned(), ..HealthPolicy::default() };
-    table.change(Change::Vhost(Source::Api, wiki.clone()));
+    table.change(Change::Vhost(Source::Api, wiki.clone().into()));
     let (app, key, health) = next(&mut reports);
     assert_eq!((&*app, key.addr, health.unwrap().state), ("wiki", backend.addr, HealthState::Healthy));
     assert_eq!(backend.requests()[0].line, "GET /up HTTP/1.1");
@@ -89,12 +89,12 @@ fn probes_follow_the_table() {
     // A removed vhost is forgotten, so that the facts do not grow; a new one starts unproven.
     table.change(Change::RemoveVhost("wiki".parse().unwrap()));
     assert_eq!(next(&mut reports), (app.clone(), key, None));
-    table.change(Change::Vhost(Source::Api, wiki.clone()));
+    table.change(Change::Vhost(Source::Api, wiki.clone().into()));
     assert_eq!(next(&mut reports).2.unwrap().state, HealthState::Healthy);
 
     // A disabled one is left alone.
     wiki.enabled = false;
-    table.change(Change::Vhost(Source::Api, wiki));
+    table.change(Change::Vhost(Source::Api, wiki.into()));
     assert_eq!(next(&mut reports), (app, key, None));
 }
 

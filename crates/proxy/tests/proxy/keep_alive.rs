@@ -112,7 +112,7 @@ fn the_next_owner_of_an_address_never_gets_a_kept_connection() {
     let mut table = Table::new("127.0.0.1/8", 80);
     let ip = Ipv4Addr::LOCALHOST;
     table.change(Change::Lease(lease("wiki", ip, 1, LeaseState::Bound)));
-    table.change(Change::Vhost(Source::Config, vhost("wiki", &[backend.addr])));
+    table.change(Change::Vhost(Source::Config, vhost("wiki", &[backend.addr]).into()));
     let proxy = Proxy::start(&table);
     let mut client = proxy.connect();
     assert_eq!((get(&mut client), get(&mut client), backend.accepted()), (200, 200, 1));

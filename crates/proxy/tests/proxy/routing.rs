@@ -30,7 +30,7 @@ fn an_unknown_host_gets_a_page_that_lists_apps_to_insiders_only() {
     assert_eq!(outside.count(Reason::UnknownHost), 1);
 
     let mut table = Table::new("127.0.0.1/8", 80);
-    table.change(Change::Vhost(Source::Api, vhost("wiki", &[backend.addr])));
+    table.change(Change::Vhost(Source::Api, vhost("wiki", &[backend.addr]).into()));
     let page = Proxy::start(&table).get("nobody.prox.local", "/");
     assert_eq!(page.status, 404);
     assert!(page.text().contains("<a href=\"http://wiki.prox.local/\">wiki</a>"), "{}", page.text());
@@ -42,7 +42,7 @@ fn a_stopped_and_a_disabled_app_say_so() {
     table.change(Change::Lease(lease("db", "127.0.0.9".parse().unwrap(), 1, LeaseState::Expired)));
     let mut off = vhost("off", &["127.0.0.1:9".parse().unwrap()]);
     off.enabled = false;
-    table.change(Change::Vhost(Source::Api, off));
+    table.change(Change::Vhost(Source::Api, off.into()));
     let proxy = Proxy::start(&table);
     let page = proxy.get("db.prox.local", "/");
     assert_eq!((page.status, proxy.count(Reason::Stopped)), (503, 1));
@@ -74,7 +74,7 @@ fn a_change_of_the_table_is_seen_by_the_next_request_of_an_open_connection() {
         client.response().status
     };
     assert_eq!(ask(), 404);
-    table.change(Change::Vhost(Source::Api, vhost("wiki", &[backend.addr])));
+    table.change(Change::Vhost(Source::Api, vhost("wiki", &[backend.addr]).into()));
     assert_eq!(ask(), 200);
     table.change(Change::RemoveVhost("wiki".parse().unwrap()));
     assert_eq!(ask(), 404);

@@ -11,8 +11,8 @@ use arc_swap::ArcSwap;
 use proximity_config::Config;
 use proximity_proxy::{AccessSink, Counters, DataPlane, Reason, Settings, Snapshot, Totals, listen};
 use proximity_table::{
-    BackendProtocol, BackendTarget, Change, Facts, Generation, HealthPolicy, Intent, Lease, LeaseState,
-    Ledger, Source, Timestamp, Touched, Vhost, World,
+    BackendTarget, Change, Facts, Generation, Intent, Lease, LeaseState, Ledger, Source, Timestamp, Touched,
+    Vhost, World,
 };
 use tokio::sync::watch;
 
@@ -38,7 +38,7 @@ impl Table {
     pub fn of(vhosts: Vec<Vhost>) -> Table {
         let mut table = Table::new("10.20.0.1/24", 80);
         for vhost in vhosts {
-            table.change(Change::Vhost(Source::Config, vhost));
+            table.change(Change::Vhost(Source::Config, vhost.into()));
         }
         table
     }
@@ -54,14 +54,11 @@ impl Table {
 }
 
 pub fn vhost(app: &str, backends: &[SocketAddrV4]) -> Vhost {
+    let hostname = format!("{app}.prox.local").parse().unwrap();
+    let backends = backends.iter().map(|addr| BackendTarget::Address(*addr)).collect();
     Vhost {
-        app_name: app.parse().unwrap(),
-        hostname: format!("{app}.prox.local").parse().unwrap(),
         aliases: vec![format!("{app}.example.org").parse().unwrap()],
-        backends: backends.iter().map(|addr| BackendTarget::Address(*addr)).collect(),
-        protocol: BackendProtocol::Http,
-        enabled: true,
-        health: HealthPolicy::default(),
+        ..Vhost::new(app.parse().unwrap(), hostname, backends)
     }
 }
 
