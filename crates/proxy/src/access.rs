@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
-use http::{HeaderValue, Method, Uri, Version};
 use proximity_table::Route;
 
 use crate::escape::{push_json, push_millionths, push_number};
+use crate::http1::Version;
 
 /// One answered request, in the words of Caddy's access log. Request and response headers are left out: a
 /// log must not hold credentials, and nothing else in them is worth its size.
@@ -14,9 +14,9 @@ pub struct Line<'a> {
     /// The fields of the client, made once for each connection by [`client_fields`].
     pub client: &'a str,
     pub version: Version,
-    pub method: &'a Method,
-    pub host: &'a HeaderValue,
-    pub uri: &'a Uri,
+    pub method: &'a [u8],
+    pub host: &'a [u8],
+    pub uri: &'a [u8],
     /// Octets of the request's body.
     pub received: u64,
     pub duration_micros: u64,
@@ -63,16 +63,15 @@ impl Line<'_> {
         to.extend_from_slice(b",\"logger\":\"http.log.access\",\"msg\":\"handled request\",\"request\":{");
         to.extend_from_slice(self.client.as_bytes());
         to.extend_from_slice(match self.version {
-            Version::HTTP_10 => b",\"proto\":\"HTTP/1.0\",\"method\":",
-            Version::HTTP_2 => b",\"proto\":\"HTTP/2.0\",\"method\":",
-            _ => b",\"proto\":\"HTTP/1.1\",\"method\":",
+            Version::Http10 => b",\"proto\":\"HTTP/1.0\",\"method\":",
+            Version::Http11 => b",\"proto\":\"HTTP/1.1\",\"method\":",
+            Version::Http2 => b",\"proto\":\"HTTP/2.0\",\"method\":",
         });
-        push_json(to, self.method.as_str().as_bytes());
+        push_json(to, self.method);
         to.extend_from_slice(b",\"host\":");
-        push_json(to, self.host.as_bytes());
+        push_json(to, self.host);
         to.extend_from_slice(b",\"uri\":");
-        let path = self.uri.path_and_query().map_or("", |path| path.as_str());
-        push_json(to, path.as_bytes());
+        push_json(to, self.uri);
         to.extend_from_slice(b"},\"bytes_read\":");
         push_number(to, self.received);
         to.extend_from_slice(b",\"user_id\":\"\",\"duration\":");
@@ -104,14 +103,13 @@ mod tests {
 
     #[test]
     fn a_line_has_caddys_keys() {
-        let uri = Uri::from_static("/a?q=1");
         let line = Line {
             at_micros: 1_700_000_000_123_456,
             client: &client_fields("192.168.1.7".parse().unwrap(), 41342),
-            version: Version::HTTP_11,
-            method: &Method::GET,
-            host: &HeaderValue::from_bytes(b"we\"ird\xff").unwrap(),
-            uri: &uri,
+            version: Version::Http11,
+            method: b"GET",
+            host: b"we\"ird\xff",
+            uri: b"/a?q=1",
             received: 3,
             duration_micros: 929,
             size: 10900,

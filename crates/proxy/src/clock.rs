@@ -1,20 +1,28 @@
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Wall-clock time for log lines, told from the monotonic clock so that a request reads one clock only.
 #[derive(Debug)]
 pub struct Clock {
     anchor: Cell<(Instant, u64)>,
+    date: RefCell<Rc<[u8]>>,
 }
 
 impl Clock {
     pub fn new() -> Clock {
-        Clock { anchor: Cell::new(anchor()) }
+        Clock { anchor: Cell::new(anchor()), date: RefCell::new(date_line()) }
     }
 
     /// Follows steps of the wall clock; called now and then.
     pub fn adjust(&self) {
         self.anchor.set(anchor());
+        *self.date.borrow_mut() = date_line();
+    }
+
+    /// The `Date` field with its line end (RFC 9110 §6.6.1), right to a second or two.
+    pub fn date(&self) -> Rc<[u8]> {
+        self.date.borrow().clone()
     }
 
     /// Microseconds since the Unix epoch.
@@ -35,6 +43,10 @@ pub fn as_micros(span: Duration) -> u64 {
 /// Whole seconds since the Unix epoch.
 pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn date_line() -> Rc<[u8]> {
+    format!("Date: {}\r\n", httpdate::fmt_http_date(SystemTime::now())).into_bytes().into()
 }
 
 fn anchor() -> (Instant, u64) {

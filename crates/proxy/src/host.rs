@@ -1,21 +1,12 @@
 use std::borrow::Cow;
 
-use http::{HeaderMap, HeaderValue, Method, Uri, Version, header};
 use thiserror::Error;
 
 use crate::Reason;
+use crate::http1::{Method, RequestHead, Version};
 
 /// Longest host name, in characters (RFC 1035 §2.3.4 without the root's dot).
 const LONGEST: usize = 253;
-
-/// Which host a request is for.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Target<'a> {
-    /// Lower case, without port and trailing dot; empty for an HTTP/1.0 request without `Host`.
-    pub host: Cow<'a, str>,
-    /// The authority as the client wrote it, for `X-Forwarded-Host` and the log.
-    pub written: HeaderValue,
-}
 
 /// Why the host of a request cannot be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -23,9 +14,6 @@ pub enum HostError {
     /// HTTP/1.1 asks for one `Host`.
     #[error("the request has no Host header: send one")]
     Missing,
-    /// Two hosts may be understood differently along the way.
-    #[error("the request has more than one Host header: send exactly one")]
-    Duplicate,
     /// Not `host[:port]`.
     #[error("the Host header is not a host name with an optional port")]
     Invalid,
@@ -37,42 +25,53 @@ pub enum HostError {
     Connect,
 }
 
-/// Tells the host of a request by its target and its `Host`.
+/// The authority that a request is for, as it was written, and its target in origin form.
 ///
 /// RFC 9112 §3.2.2: in absolute form the target's host wins over `Host`; §3.2: `Host` must nevertheless be
-/// there (from HTTP/1.1 on), only once, and valid.
-pub fn target<'a>(
-    method: &Method,
-    uri: &'a Uri,
-    version: Version,
-    headers: &'a HeaderMap,
-) -> Result<Target<'a>, HostError> {
-    if *method == Method::CONNECT {
+/// there (from HTTP/1.1 on) and valid. An HTTP/1.0 request without one is for the empty name.
+pub fn target<'a>(head: &RequestHead, bytes: &'a [u8]) -> Result<(&'a [u8], &'a [u8]), HostError> {
+    if head.method == Method::Connect {
         return Err(HostError::Connect);
     }
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let host = hosts.next();
-    if hosts.next().is_some() {
-        return Err(HostError::Duplicate);
-    }
-    let from_header = match host {
-        Some(value) => Some(Target {
-            host: normalise(value.as_bytes()).ok_or(HostError::Invalid)?,
-            written: value.clone(),
-        }),
-        None if version < Version::HTTP_11 => None,
+    let host = match head.host {
+        Some(host) => host.in_(bytes),
+        None if head.version == Version::Http10 => b"",
         None => return Err(HostError::Missing),
     };
-    let Some(authority) = uri.authority() else {
-        let empty = || Target { host: Cow::Borrowed(""), written: HeaderValue::from_static("") };
-        return Ok(from_header.unwrap_or_else(empty));
-    };
-    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+    let target = head.target.in_(bytes);
+    if target.contains(&b'#') {
         return Err(HostError::Target);
     }
-    let written = HeaderValue::from_str(authority.as_str()).map_err(|_| HostError::Target)?;
-    let host = normalise(authority.as_str().as_bytes()).ok_or(HostError::Target)?;
-    Ok(Target { host, written })
+    match target.first() {
+        Some(b'/') => Ok((host, target)),
+        Some(b'*') if target.len() == 1 && head.method == Method::Options => Ok((host, target)),
+        _ => {
+            if head.host.is_some() && normalise(host).is_none() {
+                return Err(HostError::Invalid);
+            }
+            absolute(target, head.method)
+        }
+    }
+}
+
+/// The authority and the rest of an absolute target.
+fn absolute(target: &[u8], method: Method) -> Result<(&[u8], &[u8]), HostError> {
+    let begins = |scheme: &[u8]| target.get(..scheme.len()).is_some_and(|x| x.eq_ignore_ascii_case(scheme));
+    let scheme = [&b"http://"[..], b"https://"].into_iter().find(|scheme| begins(scheme));
+    let rest = &target[scheme.ok_or(HostError::Target)?.len()..];
+    let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    if authority.is_empty() || authority.contains(&b'@') || normalise(authority).is_none() {
+        return Err(HostError::Target);
+    }
+    match path.first() {
+        Some(b'/') => Ok((authority, path)),
+        // RFC 9112 §3.2.4: an absolute target without path asks about the server as a whole.
+        None if method == Method::Options => Ok((authority, b"*")),
+        None => Ok((authority, b"/")),
+        // A path would have to be put before the query; nobody sends this.
+        Some(_) => Err(HostError::Target),
+    }
 }
 
 /// The host name of `host[:port]`: lower case, without the port and one trailing dot. `None` when it holds
@@ -125,7 +124,6 @@ impl From<HostError> for Reason {
     fn from(error: HostError) -> Reason {
         match error {
             HostError::Missing => Reason::MissingHost,
-            HostError::Duplicate => Reason::DuplicateHost,
             HostError::Invalid => Reason::InvalidHost,
             HostError::Target => Reason::InvalidTarget,
             HostError::Connect => Reason::ConnectMethod,
@@ -137,23 +135,29 @@ impl From<HostError> for Reason {
 mod tests {
     use super::*;
 
-    fn ask(uri: &str, version: Version, hosts: &[&str]) -> Result<String, HostError> {
-        let mut headers = HeaderMap::new();
-        for host in hosts {
-            headers.append(header::HOST, HeaderValue::from_str(host).unwrap());
-        }
-        let uri: Uri = uri.parse().unwrap();
-        target(&Method::GET, &uri, version, &headers).map(|target| target.host.into_owned())
+    fn ask(method: &str, target: &str, version: &str, hosts: &[&str]) -> Result<(String, String), Reason> {
+        let mut text = format!("{method} {target} HTTP/{version}\r\n");
+        hosts.iter().for_each(|host| text += &format!("Host: {host}\r\n"));
+        text += "\r\n";
+        let mut head = RequestHead::default();
+        head.parse(text.as_bytes())?.expect("it is whole");
+        let (host, target) = super::target(&head, text.as_bytes())?;
+        let name = if host.is_empty() { "".into() } else { normalise(host).ok_or(Reason::InvalidHost)? };
+        Ok((name.into_owned(), String::from_utf8(target.to_vec()).unwrap()))
+    }
+
+    fn host(target: &str, version: &str, hosts: &[&str]) -> Result<String, Reason> {
+        ask("GET", target, version, hosts).map(|(host, _)| host)
     }
 
     #[test]
     fn case_port_and_trailing_dot_do_not_matter() {
-        for host in ["nginx.prox.local", "NGINX.Prox.Local", "nginx.prox.local.", "nginx.prox.local.:80"] {
-            assert_eq!(ask("/", Version::HTTP_11, &[host]).as_deref(), Ok("nginx.prox.local"), "{host}");
+        for text in ["nginx.prox.local", "NGINX.Prox.Local", "nginx.prox.local.", "nginx.prox.local.:80"] {
+            assert_eq!(host("/", "1.1", &[text]).as_deref(), Ok("nginx.prox.local"), "{text}");
         }
-        assert_eq!(ask("/", Version::HTTP_11, &["nginx:"]).as_deref(), Ok("nginx"));
-        assert_eq!(ask("/", Version::HTTP_11, &["[FD00::1]:8080"]).as_deref(), Ok("[fd00::1]"));
-        assert_eq!(ask("/", Version::HTTP_11, &["10.20.0.1:80"]).as_deref(), Ok("10.20.0.1"));
+        assert_eq!(host("/", "1.1", &["nginx:"]).as_deref(), Ok("nginx"));
+        assert_eq!(host("/", "1.1", &["[FD00::1]:8080"]).as_deref(), Ok("[fd00::1]"));
+        assert_eq!(host("/", "1.1", &["10.20.0.1:80"]).as_deref(), Ok("10.20.0.1"));
     }
 
     // RFC 9112 §3.2: "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request
@@ -161,19 +165,20 @@ mod tests {
     // header field line or a Host header field with an invalid field value."
     #[test]
     fn missing_duplicate_and_invalid_hosts_are_refused_by_name() {
-        assert_eq!(ask("/", Version::HTTP_11, &[]), Err(HostError::Missing));
-        assert_eq!(ask("/", Version::HTTP_10, &[]).as_deref(), Ok(""));
-        assert_eq!(ask("/", Version::HTTP_11, &["a", "a"]), Err(HostError::Duplicate));
-        assert_eq!(ask("/", Version::HTTP_10, &["a", "b"]), Err(HostError::Duplicate));
+        assert_eq!(host("/", "1.1", &[]), Err(Reason::MissingHost));
+        assert_eq!(host("/", "1.0", &[]).as_deref(), Ok(""));
+        assert_eq!(host("/", "1.1", &["a", "a"]), Err(Reason::DuplicateHost));
+        assert_eq!(host("/", "1.0", &["a", "b"]), Err(Reason::DuplicateHost));
         let long = "x".repeat(254);
-        for host in [
-            "", ".", "a..b", ".a", "a b", "a,b", "a/b", "user@a", "a:b", "a:99999", "a:80:80", "[::1", "[x]",
+        for text in [
+            ".", "a..b", ".a", "a b", "a,b", "a/b", "user@a", "a:b", "a:99999", "a:80:80", "[::1", "[x]",
             "%41", "../etc", &long,
         ] {
-            assert_eq!(ask("/", Version::HTTP_11, &[host]), Err(HostError::Invalid), "{host:?}");
+            assert_eq!(host("/", "1.1", &[text]), Err(Reason::InvalidHost), "{text:?}");
         }
         assert_eq!(normalise(b"caf\xc3\xa9"), None);
         assert_eq!(normalise(b"\xff"), None);
+        assert_eq!(normalise(b""), None);
     }
 
     // RFC 9112 §3.2.2: "When an origin server receives a request with an absolute-form of request-target,
@@ -181,17 +186,20 @@ mod tests {
     // information of the request-target."
     #[test]
     fn an_absolute_target_wins_over_host() {
-        assert_eq!(ask("http://B.local:81/x", Version::HTTP_11, &["a"]).as_deref(), Ok("b.local"));
-        assert_eq!(ask("http://b/x", Version::HTTP_11, &[]), Err(HostError::Missing));
-        assert_eq!(ask("http://b/x", Version::HTTP_11, &["a b"]), Err(HostError::Invalid));
-        assert_eq!(ask("http://user@b/x", Version::HTTP_11, &["b"]), Err(HostError::Target));
-        assert_eq!(ask("ftp://b/x", Version::HTTP_11, &["b"]), Err(HostError::Target));
+        let asked = ask("GET", "http://B.local:81/x?y", "1.1", &["a"]);
+        assert_eq!(asked, Ok(("b.local".to_owned(), "/x?y".to_owned())));
+        assert_eq!(ask("GET", "http://b", "1.1", &["a"]).unwrap().1, "/");
+        assert_eq!(ask("OPTIONS", "http://b", "1.1", &["a"]).unwrap().1, "*");
+        assert_eq!(host("http://b/x", "1.1", &[]), Err(Reason::MissingHost));
+        assert_eq!(host("http://b/x", "1.1", &["a b"]), Err(Reason::InvalidHost));
+        for target in ["http://user@b/x", "ftp://b/x", "http:///x", "b:80", "x", "/x#y", "*"] {
+            assert_eq!(host(target, "1.1", &["b"]), Err(Reason::InvalidTarget), "{target}");
+        }
+        assert_eq!(ask("OPTIONS", "*", "1.1", &["a"]).unwrap().1, "*");
     }
 
     #[test]
     fn connect_is_refused() {
-        let uri: Uri = "b:443".parse().unwrap();
-        let headers = HeaderMap::new();
-        assert_eq!(target(&Method::CONNECT, &uri, Version::HTTP_11, &headers), Err(HostError::Connect));
+        assert_eq!(ask("CONNECT", "b:443", "1.1", &["b:443"]).unwrap_err(), Reason::ConnectMethod);
     }
 }

@@ -1,25 +1,28 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-use http::{HeaderValue, Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1};
-use hyper_util::rt::TokioIo;
-use proximity_table::BackendKey;
+use proximity_table::{BackendKey, BackendProtocol, BackendTls, Service};
 use tokio::net::TcpStream;
 
-use crate::body::Upload;
 use crate::peers::Patience;
+use crate::stream::Stream;
+use crate::tls::Tls;
+use crate::watch::Ticks;
 use crate::{Counters, Reason, peers};
 
 /// Kept connections of one thread, all backends together.
 const MOST_KEPT: usize = 4096;
-/// Kept connections looked at for a free one; the rest would be still busy with their last request.
+/// Connections kept for one backend while it is busy.
+const KEPT_BUSY: usize = 1024;
+/// Connections kept for one backend when it is not: an app with a few dozen workers must not have them all
+/// taken by silence.
+const KEPT_QUIET: usize = 32;
+/// Kept connections looked at for a live one.
 const LOOKED_AT: usize = 8;
 /// A request that must not be sent twice takes a kept connection only within this many seconds: many
 /// servers close idle ones after 2 to 5 s, and a close that crosses the request would fail it.
@@ -29,36 +32,39 @@ const FRESH: u32 = 2;
 /// owner of an address never gets a connection that was opened to the one before.
 #[derive(Debug)]
 pub struct Pool {
-    lanes: RefCell<HashMap<BackendKey, Lane, BuildHasherDefault<KeyHasher>>>,
-    kept: Cell<usize>,
-    tick: Arc<AtomicU32>,
-    limits: Limits,
+    lanes: RefCell<HashMap<LaneKey, Rc<Lane>, BuildHasherDefault<KeyHasher>>>,
+    kept: Rc<Cell<usize>>,
+    ticks: Ticks,
+    /// Seconds after which a kept connection is closed.
+    idle: u32,
+    tls: Tls,
     counters: Arc<Counters>,
 }
 
-/// Limits of a pool.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    pub connect_timeout: Duration,
-    /// Seconds after which a kept connection is closed.
-    pub idle: u32,
-    pub kept_per_backend: usize,
+/// A backend and how it is spoken to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LaneKey {
+    backend: BackendKey,
+    protocol: BackendProtocol,
+    tls: Option<BackendTls>,
 }
 
-/// A connection to a backend, taken out of the pool.
+/// The way to one backend.
 #[derive(Debug)]
-pub struct Connection {
-    key: BackendKey,
-    sender: http1::SendRequest<Upload>,
-    reused: bool,
-}
-
-#[derive(Debug)]
-struct Lane {
+pub struct Lane {
+    pub key: LaneKey,
     /// `address:port`, as the backend is told.
-    host: HeaderValue,
-    kept: Vec<Kept>,
-    used: u32,
+    pub host: String,
+    kept: RefCell<Vec<Kept>>,
+    /// Kept connections of all lanes.
+    total: Rc<Cell<usize>>,
+    used: Cell<u32>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    stream: Stream,
+    since: u32,
 }
 
 /// Hashes backends. Their addresses are the administrator's and DHCP's choice, not that of whoever sends
@@ -66,120 +72,110 @@ struct Lane {
 #[derive(Debug, Default)]
 struct KeyHasher(u64);
 
-#[derive(Debug)]
-struct Kept {
-    sender: http1::SendRequest<Upload>,
-    since: u32,
-}
-
 impl Pool {
-    pub fn new(tick: Arc<AtomicU32>, limits: Limits, counters: Arc<Counters>) -> Pool {
-        Pool { lanes: RefCell::default(), kept: Cell::new(0), tick, limits, counters }
+    pub fn new(ticks: Ticks, idle: u32, counters: Arc<Counters>) -> Pool {
+        Pool { lanes: RefCell::default(), kept: Rc::default(), ticks, idle, tls: Tls::default(), counters }
     }
 
-    /// The `Host` of a backend, and a kept connection to it: the last used one. `once_only` requests get
-    /// only fresh ones.
-    pub fn take(&self, key: BackendKey, once_only: bool) -> (HeaderValue, Option<Connection>) {
+    /// The way to a backend of a service.
+    pub fn lane(&self, backend: BackendKey, service: &Service) -> Rc<Lane> {
+        let tls = (service.protocol == BackendProtocol::Https).then(|| service.tls.clone());
+        let key = LaneKey { backend, protocol: service.protocol, tls };
         let mut lanes = self.lanes.borrow_mut();
-        let lane = lanes.entry(key).or_insert_with(|| Lane::new(key));
-        lane.used = self.tick.load(Relaxed);
-        let host = lane.host.clone();
-        (host, self.take_from(lane, key, once_only))
+        let lane = lanes.entry(key).or_insert_with_key(|key| {
+            Rc::new(Lane {
+                key: key.clone(),
+                host: key.backend.addr.to_string(),
+                kept: RefCell::default(),
+                total: self.kept.clone(),
+                used: Cell::new(0),
+            })
+        });
+        lane.used.set(self.ticks.now());
+        lane.clone()
     }
 
-    fn take_from(&self, lane: &mut Lane, key: BackendKey, once_only: bool) -> Option<Connection> {
-        let now = self.tick.load(Relaxed);
-        let mut at = lane.kept.len();
+    /// A kept connection: the last used one. `once_only` requests get only fresh ones.
+    pub fn take(&self, lane: &Lane, once_only: bool) -> Option<Stream> {
+        let now = self.ticks.now();
+        lane.used.set(now);
+        let mut kept = lane.kept.borrow_mut();
         for _ in 0..LOOKED_AT {
-            at = at.checked_sub(1)?;
-            let kept = &lane.kept[at];
-            let age = now.wrapping_sub(kept.since);
-            if kept.sender.is_closed() || age > self.limits.idle {
-                lane.kept.remove(at);
-                self.kept.set(self.kept.get() - 1);
-            } else if once_only && age >= FRESH {
+            let age = now.wrapping_sub(kept.last()?.since);
+            if once_only && age >= FRESH {
                 // The ones below have waited even longer.
                 return None;
-            } else if kept.sender.is_ready() {
-                let kept = lane.kept.remove(at);
-                self.kept.set(self.kept.get() - 1);
+            }
+            let mut last = kept.pop()?;
+            self.kept.set(self.kept.get() - 1);
+            if age <= self.idle && !last.stream.is_stale() {
                 self.counters.upstream_reused();
-                return Some(Connection { key, sender: kept.sender, reused: true });
+                return Some(last.stream);
             }
         }
         None
     }
 
     /// A new connection to a backend.
-    pub async fn connect(&self, key: BackendKey) -> Result<Connection, Reason> {
-        let connecting = TcpStream::connect(key.addr);
-        let stream = match tokio::time::timeout(self.limits.connect_timeout, connecting).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(why_not(&error)),
-            Err(_) => return Err(Reason::BackendTimedOut),
+    pub async fn connect(&self, lane: &Lane, within: Duration) -> Result<Stream, Reason> {
+        let connecting = async {
+            let stream = TcpStream::connect(lane.key.backend.addr).await.map_err(|error| why_not(&error))?;
+            // A failure here costs latency only, or that a silent end is noticed late.
+            let _ = stream.set_nodelay(true);
+            let _ = peers::watch_backend(&stream, Patience::USUAL);
+            let Some(tls) = &lane.key.tls else {
+                return Ok::<_, Reason>(Stream::Tcp(stream));
+            };
+            let host = lane.key.backend.addr.ip().to_string();
+            let stream = self.tls.connect(stream, tls, &host).await.map_err(|_| Reason::BackendTls)?;
+            Ok(Stream::Tls(Box::new(stream)))
         };
-        // A failure here costs latency only, or that a silent end is noticed late.
-        let _ = stream.set_nodelay(true);
-        let _ = peers::watch_backend(&stream, Patience::USUAL);
-        let handshake = http1::Builder::new().handshake(TokioIo::new(stream)).await;
-        let (sender, connection) = handshake.map_err(|_| Reason::BackendBroke)?;
-        tokio::task::spawn_local(async move {
-            // What goes wrong is told to the request that is on the connection.
-            let _ = connection.with_upgrades().await;
-        });
+        let stream =
+            tokio::time::timeout(within, connecting).await.map_err(|_| Reason::BackendTimedOut)??;
         self.counters.upstream_connected();
-        Ok(Connection { key, sender, reused: false })
+        Ok(stream)
     }
 
     /// Keeps a connection whose answer is complete.
-    pub fn put(&self, connection: Connection) {
-        if connection.sender.is_closed() || self.kept.get() >= MOST_KEPT {
-            return;
-        }
-        let now = self.tick.load(Relaxed);
-        let mut lanes = self.lanes.borrow_mut();
-        let lane = lanes.entry(connection.key).or_insert_with(|| Lane::new(connection.key));
-        if lane.kept.len() < self.limits.kept_per_backend {
-            lane.used = now;
-            lane.kept.push(Kept { sender: connection.sender, since: now });
+    pub fn put(&self, lane: &Lane, stream: Stream) {
+        let mut kept = lane.kept.borrow_mut();
+        if self.kept.get() < MOST_KEPT && kept.len() < KEPT_BUSY {
+            kept.push(Kept { stream, since: self.ticks.now() });
             self.kept.set(self.kept.get() + 1);
         }
     }
 
     /// Closes what was idle for too long and forgets backends that nobody asks for.
     pub fn sweep(&self) {
-        let now = self.tick.load(Relaxed);
-        let idle = self.limits.idle;
-        let mut kept = 0;
+        let now = self.ticks.now();
         self.lanes.borrow_mut().retain(|_, lane| {
-            lane.kept.retain(|kept| !kept.sender.is_closed() && now.wrapping_sub(kept.since) <= idle);
-            kept += lane.kept.len();
-            !lane.kept.is_empty() || now.wrapping_sub(lane.used) <= idle
+            let mut kept = lane.kept.borrow_mut();
+            let before = kept.len();
+            // The longest unused ones are at the front.
+            let mut surplus = kept.len().saturating_sub(KEPT_QUIET);
+            kept.retain_mut(|kept| {
+                let age = now.wrapping_sub(kept.since);
+                let is_surplus = surplus > 0 && age > FRESH;
+                surplus -= usize::from(is_surplus);
+                age <= self.idle && !is_surplus && !kept.stream.is_stale()
+            });
+            self.kept.set(self.kept.get() - (before - kept.len()));
+            if kept.capacity() > 4 * kept.len().max(KEPT_QUIET) {
+                kept.shrink_to(KEPT_QUIET);
+            }
+            !kept.is_empty() || now.wrapping_sub(lane.used.get()) <= self.idle || Rc::strong_count(lane) > 1
         });
-        self.kept.set(kept);
+    }
+
+    /// Whether no connection is kept.
+    pub fn is_empty(&self) -> bool {
+        self.kept.get() == 0
     }
 }
 
-impl Connection {
-    /// Whether it has carried a request before.
-    pub fn is_reused(&self) -> bool {
-        self.reused
-    }
-
-    /// Sends a request; the error holds it when not one octet of it left.
-    pub async fn send(
-        &mut self,
-        request: Request<Upload>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Upload>>> {
-        self.sender.try_send_request(request).await
-    }
-}
-
-impl Lane {
-    fn new(key: BackendKey) -> Lane {
-        let host = HeaderValue::try_from(key.addr.to_string());
-        let host = host.unwrap_or_else(|_| HeaderValue::from_static("backend"));
-        Lane { host, kept: Vec::new(), used: 0 }
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.total.set(self.total.get() - self.kept.borrow().len());
     }
 }
 

@@ -1,39 +1,40 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
-use http::HeaderValue;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use proximity_table::{Route, World};
+use proximity_table::{Generation, Route, World};
+use slab::Slab;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, watch};
-use tokio::task::{AbortHandle, LocalSet};
+use tokio::task::AbortHandle;
 
-use crate::access::{Batch, Line, client_fields};
-use crate::balance::Turns;
+use crate::access::{Batch, Line};
+use crate::buffer::Buffers;
+use crate::caller::Caller;
 use crate::clock::Clock;
-use crate::connection::{Activity, Guarded, Phase};
+use crate::http1::{RequestHead, ResponseHead};
 use crate::peers::Patience;
-use crate::pool::{Limits, Pool};
-use crate::{AccessSink, Counters, Reason, forward, peers};
+use crate::pool::Pool;
+use crate::site::Site;
+use crate::watch::{Phase, Signal, Ticks, Watch};
+use crate::{AccessSink, Counters, Reason, front, peers};
 
 /// Where the proxy reads the world: one immutable snapshot at a time.
 pub type Snapshot = Arc<ArcSwap<World>>;
 
 /// Connections that wait in the kernel to be taken.
 const BACKLOG: i32 = 4096;
-/// Longest request head that is answered with its own status; a longer one that never ends is cut by the
-/// framing check.
-const LONGEST_HEAD: usize = 32 * 1024;
+/// Heads that a thread keeps to use their lists of fields again.
+const MOST_HEADS: usize = 64;
+/// Seconds after which a site that nobody visits is forgotten.
+const SITE_IDLE: u32 = 60;
 /// Octets of log lines after which the writer gets them at once.
 const LOG_BATCH: usize = 32 * 1024;
 /// How long log lines may wait for more.
@@ -52,12 +53,10 @@ pub struct Settings {
     pub head_timeout: u32,
     /// Seconds that a client connection may wait for its next request, or leave an answer unread.
     pub idle_timeout: u32,
-    /// How long a connection to a backend may take.
-    pub connect_timeout: Duration,
+    /// Longest request head, in octets.
+    pub max_header: usize,
     /// Seconds that a connection to a backend is kept for the next request.
     pub backend_idle_timeout: u32,
-    /// Connections kept for each backend.
-    pub kept_per_backend: usize,
     /// How long requests may go on after the stop signal.
     pub drain: Duration,
 }
@@ -74,33 +73,27 @@ pub struct DataPlane {
 /// What the tasks of one data thread share. Nothing of it leaves the thread.
 pub(crate) struct Worker {
     world: RefCell<Cache<Snapshot, Arc<World>>>,
-    settings: Settings,
+    sites: RefCell<HashMap<*const Route, (Rc<Site>, u32)>>,
+    pub settings: Settings,
     sink: Option<AccessSink>,
     log: RefCell<Batch>,
     log_begun: Notify,
-    clock: Clock,
-    tick: Arc<AtomicU32>,
-    connections: RefCell<HashMap<u64, (Arc<Activity>, AbortHandle)>>,
-    next_connection: Cell<u64>,
+    /// Notified when there is something to sweep again.
+    busy: Notify,
+    pub clock: Clock,
+    ticks: Ticks,
+    connections: RefCell<Slab<Rc<Watch>>>,
     tunnels: Cell<usize>,
-    http: http1::Builder,
+    request_heads: RefCell<Vec<RequestHead>>,
+    response_heads: RefCell<Vec<ResponseHead>>,
+    pub buffers: Rc<Buffers>,
     pub draining: Cell<bool>,
     pub pool: Pool,
-    pub turns: RefCell<Turns>,
     pub counters: Arc<Counters>,
 }
 
-/// A client connection as its requests see it.
-pub(crate) struct Client {
-    pub worker: Rc<Worker>,
-    pub activity: Arc<Activity>,
-    pub ip: IpAddr,
-    pub ip_text: HeaderValue,
-    pub log_prefix: String,
-}
-
 /// Removes a connection from the list when its task ends, however it ends.
-struct Registered(Rc<Worker>, u64);
+struct Registered(Rc<Worker>, usize);
 
 /// Counts an upgraded connection as long as it lives.
 pub(crate) struct OpenTunnel(Rc<Worker>);
@@ -129,9 +122,8 @@ impl Default for Settings {
             max_connections: 10_000,
             head_timeout: 10,
             idle_timeout: 75,
-            connect_timeout: Duration::from_secs(3),
+            max_header: 32 * 1024,
             backend_idle_timeout: 60,
-            kept_per_backend: 64,
             drain: Duration::from_secs(30),
         }
     }
@@ -151,11 +143,13 @@ impl DataPlane {
     /// Serves on this thread until `stop` says true (or its sender is gone) and the drain is over. Errors
     /// only before anything is served.
     pub fn run(self, listeners: Vec<TcpListener>, stop: watch::Receiver<bool>) -> io::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-        LocalSet::new().block_on(&runtime, self.serve(listeners, stop))
+        let mut runtime = Builder::new_current_thread();
+        let runtime = runtime.enable_io().enable_time().build_local(LocalOptions::default())?;
+        runtime.block_on(self.serve(listeners, stop))
     }
 
-    /// As [`DataPlane::run`], on a runtime of the caller's; must be polled inside a [`LocalSet`].
+    /// As [`DataPlane::run`], on a runtime of the caller's; must be polled where local tasks can
+    /// be spawned.
     pub async fn serve(self, listeners: Vec<TcpListener>, mut stop: watch::Receiver<bool>) -> io::Result<()> {
         let worker = Rc::new(self.into_worker());
         let mut loops = Vec::with_capacity(listeners.len() + 2);
@@ -178,30 +172,24 @@ impl DataPlane {
     }
 
     fn into_worker(self) -> Worker {
-        let tick = Arc::new(AtomicU32::new(0));
-        let limits = Limits {
-            connect_timeout: self.settings.connect_timeout,
-            idle: self.settings.backend_idle_timeout,
-            kept_per_backend: self.settings.kept_per_backend,
-        };
-        let mut http = http1::Builder::new();
-        // Heads are timed by the sweeper: a timer for each request would cost more than routing it.
-        http.half_close(false).header_read_timeout(None).max_header_size(LONGEST_HEAD);
+        let ticks = Ticks::default();
         Worker {
             world: RefCell::new(Cache::new(self.snapshot)),
-            pool: Pool::new(tick.clone(), limits, self.counters.clone()),
+            sites: RefCell::default(),
+            pool: Pool::new(ticks.clone(), self.settings.backend_idle_timeout, self.counters.clone()),
             settings: self.settings,
             sink: self.log,
             log: RefCell::default(),
             log_begun: Notify::new(),
+            busy: Notify::new(),
             clock: Clock::new(),
-            tick,
+            ticks,
             connections: RefCell::default(),
-            next_connection: Cell::new(0),
             tunnels: Cell::new(0),
-            http,
+            request_heads: RefCell::default(),
+            response_heads: RefCell::default(),
+            buffers: Rc::default(),
             draining: Cell::new(false),
-            turns: RefCell::default(),
             counters: self.counters,
         }
     }
@@ -226,20 +214,26 @@ fn is_of_the_client(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
+/// Once a second, as long as there is anything to look after.
 async fn sweep(worker: Rc<Worker>) {
-    let mut seconds = tokio::time::interval(Duration::from_secs(1));
-    seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut before = Instant::now();
     loop {
-        seconds.tick().await;
-        let passed = before.elapsed().as_secs() as u32;
-        before += Duration::from_secs(u64::from(passed));
-        worker.tick.store(worker.tick.load(Relaxed).wrapping_add(passed), Relaxed);
+        let before = Instant::now();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        // Rounded, so that a second of a thousand and one milliseconds is one.
+        worker.ticks.advance((before.elapsed().as_millis() as u32 + 500) / 1000);
         worker.clock.adjust();
         worker.pool.sweep();
-        worker.close_overdue();
+        worker.buffers.trim();
+        worker.forget_sites();
+        for (_, watch) in worker.connections.borrow().iter() {
+            watch.sweep();
+        }
         // Lets go of an old world that no request asks for any more.
         drop(worker.world());
+        if worker.connections.borrow().is_empty() && worker.pool.is_empty() {
+            worker.busy.notified().await;
+            worker.clock.adjust();
+        }
     }
 }
 
@@ -257,9 +251,63 @@ impl Worker {
         self.world.borrow_mut().load().clone()
     }
 
-    /// The route of a host name in the present world.
+    /// The number of the present world.
+    pub fn generation(&self) -> Generation {
+        self.world.borrow_mut().load().generation
+    }
+
+    /// The route of a host name in the present world, or what unknown hosts get.
     pub fn route(&self, host: &str) -> Option<Arc<Route>> {
-        self.world.borrow_mut().load().route(host).cloned()
+        let mut world = self.world.borrow_mut();
+        let world = world.load();
+        world.route(host).or_else(|| world.default_route()).cloned()
+    }
+
+    /// What this thread has ready for a route.
+    pub fn site(&self, route: Arc<Route>) -> Rc<Site> {
+        let now = self.ticks.now();
+        let mut sites = self.sites.borrow_mut();
+        let (site, used) =
+            sites.entry(Arc::as_ptr(&route)).or_insert_with(|| (Rc::new(Site::new(route, &self.pool)), now));
+        *used = now;
+        site.clone()
+    }
+
+    /// Forgets the sites that nobody has visited for a while. One that is kept keeps its route, so that no other
+    /// route can have the same address in memory.
+    fn forget_sites(&self) {
+        let now = self.ticks.now();
+        let mut sites = self.sites.borrow_mut();
+        sites.retain(|_, (site, used)| {
+            if Rc::strong_count(site) > 1 {
+                *used = now;
+            }
+            now.wrapping_sub(*used) < SITE_IDLE
+        });
+    }
+
+    /// A head whose list of fields was used before.
+    pub fn request_head(&self) -> RequestHead {
+        self.request_heads.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn keep_request_head(&self, head: RequestHead) {
+        let mut heads = self.request_heads.borrow_mut();
+        if heads.len() < MOST_HEADS {
+            heads.push(head);
+        }
+    }
+
+    /// As [`Worker::request_head`].
+    pub fn response_head(&self) -> ResponseHead {
+        self.response_heads.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn keep_response_head(&self, head: ResponseHead) {
+        let mut heads = self.response_heads.borrow_mut();
+        if heads.len() < MOST_HEADS {
+            heads.push(head);
+        }
     }
 
     /// Notes a log line.
@@ -297,92 +345,48 @@ impl Worker {
     }
 
     fn admit(self: &Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
-        let open = self.connections.borrow().len() + self.tunnels.get();
-        if open >= self.settings.max_connections {
+        if self.connections.borrow().len() >= self.settings.max_connections {
             self.counters.stopped_by(Reason::ConnectionLimit, 1);
             return;
         }
         // A failure here costs latency only.
         let _ = stream.set_nodelay(true);
-        let id = self.next_connection.get();
-        self.next_connection.set(id.wrapping_add(1));
-        let activity = Arc::new(Activity::new(self.tick.clone()));
-        let ip = peer.ip().to_canonical();
-        let client = Rc::new(Client {
-            worker: self.clone(),
-            activity: activity.clone(),
-            ip,
-            ip_text: HeaderValue::try_from(ip.to_string()).unwrap_or_else(|_| HeaderValue::from_static("")),
-            log_prefix: client_fields(ip, peer.port()),
+        let watch = Rc::new(Watch::new(self.ticks.clone()));
+        watch.enter(Phase::Head, self.settings.head_timeout);
+        let id = self.connections.borrow_mut().insert(watch.clone());
+        let registered = Registered(self.clone(), id);
+        let caller = Caller::new(self.clone(), peer.ip().to_canonical(), peer.port());
+        tokio::task::spawn_local(async move {
+            let _registered = registered;
+            front::serve(&caller, &watch, stream).await;
         });
-        let task = tokio::task::spawn_local(serve_client(client, stream, Registered(self.clone(), id)));
-        self.connections.borrow_mut().insert(id, (activity, task.abort_handle()));
         self.counters.connection_opened();
-    }
-
-    /// Closes clients that send no request in time or do not take their answer.
-    fn close_overdue(&self) {
-        let Settings { head_timeout, idle_timeout, .. } = self.settings;
-        self.close_those(|(phase, seconds)| match phase {
-            Phase::Head if seconds > head_timeout => {
-                self.counters.stopped_by(Reason::HeadTimeout, 1);
-                true
-            }
-            Phase::Head | Phase::Answering => false,
-            Phase::Idle | Phase::Unread => seconds > idle_timeout,
-        });
-    }
-
-    fn close_those(&self, due: impl Fn((Phase, u32)) -> bool) {
-        let due: Vec<AbortHandle> = self
-            .connections
-            .borrow()
-            .values()
-            .filter(|(activity, _)| due(activity.phase()))
-            .map(|(_, task)| task.clone())
-            .collect();
-        due.iter().for_each(AbortHandle::abort);
+        self.busy.notify_one();
     }
 
     /// Lets requests finish and closes connections as they become idle.
     async fn drain(&self) {
         self.draining.set(true);
         let deadline = tokio::time::Instant::now() + self.settings.drain;
-        loop {
-            self.close_those(|(phase, _)| matches!(phase, Phase::Idle | Phase::Head));
-            // Aborted tasks end when they are next polled.
-            tokio::task::yield_now().await;
-            let open = self.connections.borrow().len() + self.tunnels.get();
-            if open == 0 || tokio::time::Instant::now() >= deadline {
-                break;
-            }
+        while !self.connections.borrow().is_empty() && tokio::time::Instant::now() < deadline {
+            self.close_those(|phase| matches!(phase, Phase::Idle | Phase::Head));
             tokio::time::sleep(DRAIN_STEP).await;
         }
         self.close_those(|_| true);
+        // Those that were told end when they are next polled.
         tokio::task::yield_now().await;
     }
-}
 
-async fn serve_client(client: Rc<Client>, stream: TcpStream, registered: Registered) {
-    let Registered(worker, _) = &registered;
-    let io = TokioIo::new(Guarded::new(stream, client.activity.clone()));
-    let activity = client.activity.clone();
-    let service = service_fn(move |request| forward::answer(client.clone(), request));
-    let result = worker.http.serve_connection(io, service).with_upgrades().await;
-    let reason = match (activity.refused(), result) {
-        (Some(reason), _) => reason,
-        (None, Err(error)) if error.is_parse_too_large() => Reason::HeadTooLarge,
-        (None, Err(error)) if error.is_parse() => Reason::Malformed,
-        // The client went away, or an answer was cut and counted where it was cut.
-        (None, _) => return,
-    };
-    worker.counters.stopped_by(reason, 1);
-    worker.counters.response(400);
+    fn close_those(&self, due: impl Fn(Phase) -> bool) {
+        for (_, watch) in self.connections.borrow().iter().filter(|(_, watch)| due(watch.phase())) {
+            watch.tell(Signal::Close);
+        }
+    }
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.0.connections.borrow_mut().remove(&self.1);
+        self.0.connections.borrow_mut().try_remove(self.1);
         self.0.counters.connection_closed();
     }
 }

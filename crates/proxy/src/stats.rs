@@ -1,71 +1,143 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Why a request or a connection was not carried to a backend, or was cut on the way. The set is closed:
-/// it labels counters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Reason {
+/// Defines [`Reason`] with the word and the status of each.
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident, $word:literal, $status:literal;)*) => {
+        /// Why a request or a connection was not carried to a backend, or was cut on the way. The set is closed:
+        /// it labels counters.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Reason { $($(#[$doc])* $name,)* }
+
+        impl Reason {
+            /// Every reason, in the order of its number.
+            pub const ALL: [Reason; [$($word),*].len()] = [$(Reason::$name),*];
+
+            /// The word that labels its counter.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Reason::$name => $word,)* }
+            }
+
+            /// The status that a client gets, where it gets an answer.
+            pub fn status(self) -> u16 {
+                match self { $(Reason::$name => $status,)* }
+            }
+        }
+    };
+}
+
+reasons! {
     /// HTTP/1.1 without `Host`.
-    MissingHost,
+    MissingHost, "missing_host", 400;
     /// More than one `Host`.
-    DuplicateHost,
+    DuplicateHost, "duplicate_host", 400;
     /// A `Host` that is no `host[:port]`.
-    InvalidHost,
-    /// An absolute request target that is not plain `http(s)://host/…`.
-    InvalidTarget,
+    InvalidHost, "invalid_host", 400;
+    /// A request target that is neither a path nor plain `http(s)://host/…`.
+    InvalidTarget, "invalid_target", 400;
+    /// A path that two servers could understand differently.
+    PathRefused, "path_refused", 400;
     /// The method CONNECT: this is no forward proxy.
-    ConnectMethod,
+    ConnectMethod, "connect_method", 405;
     /// Content-Length beside Transfer-Encoding, twice, or not a number.
-    AmbiguousLength,
+    AmbiguousLength, "ambiguous_length", 400;
     /// A transfer coding other than `chunked`.
-    TransferCoding,
+    TransferCoding, "transfer_coding", 501;
     /// A line that ends in a bare line feed.
-    BareLineFeed,
+    BareLineFeed, "bare_line_feed", 400;
     /// A header continued on the next line.
-    FoldedHeader,
+    FoldedHeader, "folded_header", 400;
+    /// Whitespace between a field's name and its colon.
+    SpaceBeforeColon, "space_before_colon", 400;
     /// A chunk whose size cannot be read.
-    BadChunk,
+    BadChunk, "bad_chunk", 400;
+    /// An expectation other than `100-continue`.
+    Expectation, "expectation", 417;
     /// A request head over the limit.
-    HeadTooLarge,
+    HeadTooLarge, "head_too_large", 431;
     /// A request head that did not arrive in time.
-    HeadTimeout,
+    HeadTimeout, "head_timeout", 408;
+    /// A connection that had to begin with a PROXY protocol header and did not.
+    ProxyHeader, "proxy_header", 400;
     /// Whatever else the parser refused.
-    Malformed,
+    Malformed, "malformed", 400;
     /// More connections than a data thread takes.
-    ConnectionLimit,
+    ConnectionLimit, "connection_limit", 503;
+    /// More connections than one client may have.
+    ClientConnections, "client_connections", 429;
+    /// More requests than one client may send.
+    RateLimited, "rate_limited", 429;
+    /// HTTP/2 frames of the kind that only an attack sends so many of.
+    Flood, "flood", 400;
     /// The kernel gave no connection (out of descriptors or memory).
-    AcceptFailed,
+    AcceptFailed, "accept_failed", 503;
     /// No vhost of that name.
-    UnknownHost,
+    UnknownHost, "unknown_host", 404;
+    /// The vhost is not for this client.
+    Forbidden, "forbidden", 403;
+    /// No name and password, or wrong ones.
+    Unauthorized, "unauthorized", 401;
+    /// The app that is asked who may pass gave no answer.
+    AuthUnavailable, "auth_unavailable", 503;
+    /// A request body over the limit.
+    BodyTooLarge, "body_too_large", 413;
+    /// A request body that stopped coming.
+    UploadSlow, "upload_slow", 408;
     /// The app holds no lease.
-    Stopped,
+    Stopped, "stopped", 503;
     /// The app has not answered a probe yet.
-    Starting,
+    Starting, "starting", 503;
     /// The administrator disabled the vhost.
-    Disabled,
+    Disabled, "disabled", 503;
+    /// Every backend is at its limit, and so is the queue.
+    QueueFull, "queue_full", 503;
+    /// No backend became free in time.
+    QueueTimeout, "queue_timeout", 503;
+    /// Every backend failed lately and is left alone for a while.
+    BackendPaused, "backend_paused", 503;
     /// No backend took the connection.
-    BackendRefused,
+    BackendRefused, "backend_refused", 502;
     /// No backend took the connection in time.
-    BackendTimedOut,
-    /// The backend closed or answered nonsense before the response head.
-    BackendBroke,
+    BackendTimedOut, "backend_timed_out", 504;
+    /// The TLS handshake with the backend failed.
+    BackendTls, "backend_tls", 502;
+    /// The backend closed before the response head.
+    BackendBroke, "backend_broke", 502;
+    /// The backend's answer was not HTTP.
+    BackendNonsense, "backend_nonsense", 502;
+    /// The backend took the request and did not answer in time.
+    BackendSlow, "backend_slow", 504;
     /// The backend stopped in the middle of a response.
-    BackendCut,
-    /// A backend protocol that is not spoken yet.
-    BackendProtocol,
+    BackendCut, "backend_cut", 502;
+    /// The exchange took longer than it may as a whole.
+    TotalTimeout, "total_timeout", 504;
+    /// The client did not take its answer.
+    ClientSlow, "client_slow", 408;
     /// The client left before the response was complete.
-    ClientGone,
+    ClientGone, "client_gone", 499;
+    /// The appliance stops, and this did not end in time.
+    Stopping, "stopping", 503;
     /// The writer of the access log is behind: lines were dropped.
-    LogBehind,
+    LogBehind, "log_behind", 500;
     /// A request field whose name backends could read as another's: the request went on without it.
-    HeaderName,
+    HeaderName, "header_name", 400;
+}
+
+/// Something for each reason, in the order of [`Reason::ALL`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ByReason<T>(pub [T; Reason::ALL.len()]);
+
+impl<T: Default> Default for ByReason<T> {
+    fn default() -> ByReason<T> {
+        ByReason(std::array::from_fn(|_| T::default()))
+    }
 }
 
 /// Counters of one data thread. Only that thread writes, so adding needs no locked instruction.
 #[derive(Debug, Default)]
 pub struct Counters {
     responses: [AtomicU64; 6],
-    reasons: [AtomicU64; Reason::ALL.len()],
+    reasons: ByReason<AtomicU64>,
     connections: AtomicU64,
     open: AtomicU64,
     tunnels: AtomicU64,
@@ -82,7 +154,7 @@ pub struct Totals {
     /// Requests by the class of their answer: `[0]` is none sent, `[2]` is 2xx.
     pub responses: [u64; 6],
     /// Requests and connections by what stopped them, in the order of [`Reason::ALL`].
-    pub reasons: [u64; Reason::ALL.len()],
+    pub reasons: ByReason<u64>,
     /// Client connections ever taken.
     pub connections: u64,
     /// Client connections open now.
@@ -107,7 +179,7 @@ impl Counters {
         let read = |counter: &AtomicU64| counter.load(Relaxed);
         Totals {
             responses: std::array::from_fn(|at| read(&self.responses[at])),
-            reasons: std::array::from_fn(|at| read(&self.reasons[at])),
+            reasons: ByReason(std::array::from_fn(|at| read(&self.reasons.0[at]))),
             connections: read(&self.connections),
             open: read(&self.open),
             tunnels: read(&self.tunnels),
@@ -124,7 +196,7 @@ impl Counters {
     }
 
     pub(crate) fn stopped_by(&self, reason: Reason, count: u64) {
-        add(&self.reasons[reason as usize], count);
+        add(&self.reasons.0[reason as usize], count);
     }
 
     pub(crate) fn connection_opened(&self) {
@@ -167,7 +239,7 @@ impl Totals {
     pub fn sum<'a>(threads: impl IntoIterator<Item = &'a Counters>) -> Totals {
         threads.into_iter().map(Counters::snapshot).fold(Totals::default(), |mut sum, one| {
             sum.responses.iter_mut().zip(one.responses).for_each(|(to, from)| *to += from);
-            sum.reasons.iter_mut().zip(one.reasons).for_each(|(to, from)| *to += from);
+            sum.reasons.0.iter_mut().zip(one.reasons.0).for_each(|(to, from)| *to += from);
             sum.connections += one.connections;
             sum.open += one.open;
             sum.tunnels += one.tunnels;
@@ -182,73 +254,7 @@ impl Totals {
 
     /// How often `reason` stopped something.
     pub fn of(&self, reason: Reason) -> u64 {
-        self.reasons[reason as usize]
-    }
-}
-
-impl Reason {
-    /// Every reason, in the order of its number.
-    pub const ALL: [Reason; 27] = [
-        Reason::MissingHost,
-        Reason::DuplicateHost,
-        Reason::InvalidHost,
-        Reason::InvalidTarget,
-        Reason::ConnectMethod,
-        Reason::AmbiguousLength,
-        Reason::TransferCoding,
-        Reason::BareLineFeed,
-        Reason::FoldedHeader,
-        Reason::BadChunk,
-        Reason::HeadTooLarge,
-        Reason::HeadTimeout,
-        Reason::Malformed,
-        Reason::ConnectionLimit,
-        Reason::AcceptFailed,
-        Reason::UnknownHost,
-        Reason::Stopped,
-        Reason::Starting,
-        Reason::Disabled,
-        Reason::BackendRefused,
-        Reason::BackendTimedOut,
-        Reason::BackendBroke,
-        Reason::BackendCut,
-        Reason::BackendProtocol,
-        Reason::ClientGone,
-        Reason::LogBehind,
-        Reason::HeaderName,
-    ];
-
-    /// The word that labels its counter.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Reason::MissingHost => "missing_host",
-            Reason::DuplicateHost => "duplicate_host",
-            Reason::InvalidHost => "invalid_host",
-            Reason::InvalidTarget => "invalid_target",
-            Reason::ConnectMethod => "connect_method",
-            Reason::AmbiguousLength => "ambiguous_length",
-            Reason::TransferCoding => "transfer_coding",
-            Reason::BareLineFeed => "bare_line_feed",
-            Reason::FoldedHeader => "folded_header",
-            Reason::BadChunk => "bad_chunk",
-            Reason::HeadTooLarge => "head_too_large",
-            Reason::HeadTimeout => "head_timeout",
-            Reason::Malformed => "malformed",
-            Reason::ConnectionLimit => "connection_limit",
-            Reason::AcceptFailed => "accept_failed",
-            Reason::UnknownHost => "unknown_host",
-            Reason::Stopped => "stopped",
-            Reason::Starting => "starting",
-            Reason::Disabled => "disabled",
-            Reason::BackendRefused => "backend_refused",
-            Reason::BackendTimedOut => "backend_timed_out",
-            Reason::BackendBroke => "backend_broke",
-            Reason::BackendCut => "backend_cut",
-            Reason::BackendProtocol => "backend_protocol",
-            Reason::ClientGone => "client_gone",
-            Reason::LogBehind => "log_behind",
-            Reason::HeaderName => "header_name",
-        }
+        self.reasons.0[reason as usize]
     }
 }
 

@@ -12,8 +12,7 @@ fn refused(head: &str, reason: Reason) {
     let mut client = proxy.connect();
     client.send(&format!("{head}GET /smuggled HTTP/1.1\r\nHost: wiki.prox.local\r\n\r\n"));
     let answer = client.response();
-    let status = if reason == Reason::HeadTooLarge { 431 } else { 400 };
-    assert_eq!(answer.status, status, "{what:?}");
+    assert_eq!(answer.status, reason.status(), "{what:?}");
     assert!(client.is_closed(), "{what:?}");
     proxy.until(&format!("counted for {what:?}"), |totals| totals.of(reason) == 1);
     assert_eq!(backend.requests().len(), 0, "{what:?} reached the backend");
@@ -30,7 +29,8 @@ fn requests_that_two_parsers_could_read_differently_are_refused() {
     refused(&head("Content-Length: -5"), Reason::AmbiguousLength);
     refused(&head("Transfer-Encoding: gzip, chunked"), Reason::TransferCoding);
     refused(&head("X: a\r\n continued"), Reason::FoldedHeader);
-    refused(&head("Content-Length : 5"), Reason::Malformed);
+    refused(&head("Content-Length : 5"), Reason::SpaceBeforeColon);
+    refused(&head("Host: wiki.prox.local"), Reason::DuplicateHost);
     refused("GET / HTTP/1.1\nHost: wiki.prox.local\n\n", Reason::BareLineFeed);
     refused("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\nX: a\n\r\n", Reason::BareLineFeed);
     refused("GET  / HTTP/1.1\r\nHost: wiki.prox.local\r\n\r\n", Reason::Malformed);
@@ -48,18 +48,11 @@ fn a_bad_host_is_refused_and_the_connection_lives() {
         client.response().status
     };
     assert_eq!(ask("GET /", ""), 400);
-    assert_eq!(ask("GET /", "Host: wiki.prox.local\r\nHost: wiki.prox.local\r\n"), 400);
     assert_eq!(ask("GET /", "Host: wiki.prox.local, other\r\n"), 400);
     assert_eq!(ask("GET ftp://wiki.prox.local/", "Host: wiki.prox.local\r\n"), 400);
     assert_eq!(ask("CONNECT wiki.prox.local:443", "Host: wiki.prox.local\r\n"), 405);
     assert_eq!(ask("GET /", "Host: wiki.prox.local\r\n"), 200);
-    for reason in [
-        Reason::MissingHost,
-        Reason::DuplicateHost,
-        Reason::InvalidHost,
-        Reason::InvalidTarget,
-        Reason::ConnectMethod,
-    ] {
+    for reason in [Reason::MissingHost, Reason::InvalidHost, Reason::InvalidTarget, Reason::ConnectMethod] {
         assert_eq!(proxy.count(reason), 1, "{reason:?}");
     }
     assert_eq!(backend.requests().len(), 1);
@@ -77,10 +70,11 @@ fn a_bad_chunk_ends_the_upload() {
 
 #[test]
 fn a_slow_head_is_cut_and_an_idle_client_is_closed() {
-    let settings = Settings { head_timeout: 0, idle_timeout: 1, ..Settings::default() };
+    let settings = Settings { head_timeout: 1, idle_timeout: 1, ..Settings::default() };
     let proxy = Proxy::with(&Table::of(vec![]), settings, None);
     let (mut slow, mut idle) = (proxy.connect(), proxy.connect());
     slow.send("GET / HTTP/1.1\r\nHost: wiki");
+    assert_eq!(slow.response().status, 408);
     assert!(slow.is_closed() && idle.is_closed());
     assert_eq!(proxy.count(Reason::HeadTimeout), 1);
 }

@@ -97,7 +97,7 @@ fn an_upload_streams_to_the_backend() {
     for _ in 0..2 {
         client.stream.get_mut().write_all(&half).unwrap();
         let head = arrivals.recv_timeout(PATIENCE).unwrap();
-        assert!(head.contains(&format!("content-length: {}", 2 * HALF)), "{head}");
+        assert!(head.contains(&format!("Content-Length: {}", 2 * HALF)), "{head}");
     }
     assert_eq!(client.response().text(), "stored");
     proxy.until("counted", |totals| totals.bytes_in == 2 * HALF as u64);

@@ -1,0 +1,191 @@
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// Octets of an ordinary buffer: a request head or a small answer fits.
+pub const SMALL: usize = 16 * 1024;
+/// Octets of a buffer for a body that keeps coming. A quarter MiB in one system call costs half of what
+/// sixteen times 16 KiB do.
+pub const LARGE: usize = 256 * 1024;
+/// Unused buffers that a thread keeps.
+const MOST_SMALL: usize = 256;
+const MOST_LARGE: usize = 32;
+/// Large buffers in use at once; beyond that, bodies move in small pieces, so that ten thousand slow readers
+/// cannot hold gigabytes.
+const MOST_LARGE_IN_USE: usize = 256;
+
+/// Octets that were read and not used yet. Its memory goes back to the thread's store when it is dropped.
+#[derive(Debug)]
+pub struct Buffer {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+    store: Option<Rc<Buffers>>,
+}
+
+/// The unused buffers of a thread. A connection holds one only while something is on the way, so that idle
+/// connections cost little.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    small: RefCell<Vec<Vec<u8>>>,
+    large: RefCell<Vec<Vec<u8>>>,
+    large_in_use: Cell<usize>,
+}
+
+impl Buffer {
+    /// An empty buffer of that size.
+    pub fn new(size: usize) -> Buffer {
+        Buffer { bytes: vec![0; size], start: 0, end: 0, store: None }
+    }
+
+    /// What is in it.
+    pub fn data(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Octets it can hold.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Passes over octets that were used.
+    pub fn consume(&mut self, octets: usize) {
+        self.start = self.start.saturating_add(octets).min(self.end);
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+        }
+    }
+
+    /// Room for more; what is there moves to the front when there is none behind it. Empty when it is full.
+    pub fn space(&mut self) -> &mut [u8] {
+        if self.end == self.bytes.len() && self.start > 0 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        &mut self.bytes[self.end..]
+    }
+
+    /// Tells that the first octets of the space were filled.
+    pub fn filled(&mut self, octets: usize) {
+        self.end = (self.end + octets).min(self.bytes.len());
+    }
+
+    /// Puts octets behind what is there, as many as fit. Returns how many.
+    pub fn append(&mut self, octets: &[u8]) -> usize {
+        let space = self.space();
+        let taken = octets.len().min(space.len());
+        space[..taken].copy_from_slice(&octets[..taken]);
+        self.filled(taken);
+        taken
+    }
+
+    /// Makes it hold `size` octets, at least.
+    pub fn grow(&mut self, size: usize) {
+        if size > self.bytes.len() {
+            let mut larger = Buffer::new(size);
+            larger.append(self.data());
+            *self = larger;
+        }
+    }
+
+    /// Removes what is behind the first `octets` and gives it.
+    pub fn split_off(&mut self, octets: usize) -> &[u8] {
+        let (from, to) = ((self.start + octets).min(self.end), self.end);
+        self.end = from;
+        &self.bytes[from..to]
+    }
+}
+
+impl Buffers {
+    /// An empty buffer of 16 KiB.
+    pub fn small(self: &Rc<Buffers>) -> Buffer {
+        let bytes = self.small.borrow_mut().pop().unwrap_or_else(|| vec![0; SMALL]);
+        Buffer { bytes, start: 0, end: 0, store: Some(self.clone()) }
+    }
+
+    /// Makes a buffer large; it stays as it is when too many are in use.
+    pub fn enlarge(self: &Rc<Buffers>, buffer: &mut Buffer) {
+        if buffer.size() >= LARGE || self.large_in_use.get() >= MOST_LARGE_IN_USE {
+            return;
+        }
+        self.large_in_use.set(self.large_in_use.get() + 1);
+        let bytes = self.large.borrow_mut().pop().unwrap_or_else(|| vec![0; LARGE]);
+        let mut large = Buffer { bytes, start: 0, end: 0, store: Some(self.clone()) };
+        large.append(buffer.data());
+        *buffer = large;
+    }
+
+    fn take_back(&self, bytes: Vec<u8>) {
+        let (store, most) = match bytes.len() {
+            SMALL => (&self.small, MOST_SMALL),
+            LARGE => {
+                self.large_in_use.set(self.large_in_use.get().saturating_sub(1));
+                (&self.large, MOST_LARGE)
+            }
+            _ => return,
+        };
+        let mut store = store.borrow_mut();
+        if store.len() < most {
+            store.push(bytes);
+        }
+    }
+
+    /// Lets go of what was needed in busier times.
+    pub fn trim(&self) {
+        self.large.borrow_mut().clear();
+        let mut small = self.small.borrow_mut();
+        let half = small.len() / 2;
+        small.truncate(half);
+        small.shrink_to_fit();
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(store) = self.store.take() {
+            store.take_back(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_used_stays_and_makes_room() {
+        let mut buffer = Buffer::new(4);
+        assert_eq!(buffer.append(b"abcdef"), 4);
+        assert!(buffer.space().is_empty());
+        buffer.consume(3);
+        assert_eq!(buffer.append(b"xyz"), 3);
+        assert_eq!(buffer.data(), b"dxyz");
+        assert_eq!(buffer.split_off(1), b"xyz");
+        assert_eq!(buffer.data(), b"d");
+        buffer.consume(9);
+        assert!(buffer.is_empty());
+        assert_eq!(buffer.space().len(), 4);
+    }
+
+    #[test]
+    fn large_buffers_are_few() {
+        let buffers = Rc::new(Buffers::default());
+        let take = || {
+            let mut buffer = buffers.small();
+            buffer.append(b"kept");
+            buffers.enlarge(&mut buffer);
+            buffer
+        };
+        let mut held: Vec<Buffer> = (0..MOST_LARGE_IN_USE + 1).map(|_| take()).collect();
+        assert_eq!(held.pop().unwrap().size(), SMALL);
+        assert!(held.iter().all(|buffer| buffer.size() == LARGE && buffer.data() == b"kept"));
+        drop(held.pop());
+        assert_eq!(take().size(), LARGE);
+    }
+}

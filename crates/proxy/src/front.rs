@@ -1,0 +1,204 @@
+use std::future::poll_fn;
+use std::io;
+use std::task::Poll;
+
+use tokio::net::TcpStream;
+
+use crate::Reason;
+use crate::buffer::{Buffer, SMALL};
+use crate::caller::Caller;
+use crate::exchange::{self, Fate};
+use crate::http1::RequestHead;
+use crate::side::Side;
+use crate::stream::Stream;
+use crate::watch::{Phase, Signal, Watch};
+
+/// Octets of a client that are thrown away after the last answer, so that it can read that answer.
+const MOST_LINGERING: usize = 256 * 1024;
+/// Seconds that a client has to take the last answer.
+const LINGER: u32 = 2;
+
+/// What came of waiting for a request.
+enum Arrival {
+    /// A head of that many octets.
+    Head(usize),
+    /// Nothing more comes.
+    End,
+    /// What came is no request, or came too slowly.
+    Refused(Reason),
+}
+
+/// Serves HTTP/1 on a client's connection until it ends.
+pub async fn serve(caller: &Caller, watch: &Watch, stream: TcpStream) {
+    let worker = &caller.worker;
+    let mut down = Side::new(Stream::Tcp(stream), worker.buffers.clone());
+    poll_fn(|cx| {
+        watch.attach(cx);
+        Poll::Ready(())
+    })
+    .await;
+    loop {
+        let mut head = worker.request_head();
+        let mut buffer = match down.input.take() {
+            Some(buffer) if !buffer.is_empty() => buffer,
+            _ => {
+                down.rest();
+                watch.enter(Phase::Idle, worker.settings.idle_timeout);
+                if wait(watch, &mut down).await.is_err() {
+                    return;
+                }
+                worker.buffers.small()
+            }
+        };
+        match take_head(caller, watch, &mut down, &mut buffer, &mut head).await {
+            Arrival::Head(length) => {
+                if buffer.data().len() > length {
+                    let mut rest = worker.buffers.small();
+                    rest.grow(buffer.data().len() - length);
+                    rest.append(buffer.split_off(length));
+                    down.input = Some(rest);
+                }
+                let fate = exchange::answer(caller, watch, &head, buffer.data(), &mut down).await;
+                drop(buffer);
+                match fate {
+                    Fate::Stay => {}
+                    Fate::Close => return linger(watch, &mut down).await,
+                    Fate::Cut => return,
+                }
+            }
+            Arrival::End => return,
+            Arrival::Refused(reason) => return refuse(caller, watch, reason, &mut down).await,
+        }
+        worker.keep_request_head(head);
+    }
+}
+
+/// Waits until something comes from an idle client.
+async fn wait(watch: &Watch, down: &mut Side) -> io::Result<()> {
+    poll_fn(|cx| {
+        if watch.signal() != Signal::None {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        down.stream.poll_readable(cx)
+    })
+    .await
+}
+
+/// Reads until `buffer` holds the head of a request.
+async fn take_head(
+    caller: &Caller,
+    watch: &Watch,
+    down: &mut Side,
+    buffer: &mut Buffer,
+    head: &mut RequestHead,
+) -> Arrival {
+    let worker = &caller.worker;
+    let longest = worker.settings.max_header;
+    // Where the search for the end of the head goes on, so that a head of many small pieces is read once.
+    let mut searched = 0;
+    poll_fn(|cx| {
+        loop {
+            let data = buffer.data();
+            if ends_somewhere(data, &mut searched) {
+                match head.parse(data) {
+                    Ok(Some(length)) => return Poll::Ready(Arrival::Head(length)),
+                    Ok(None) => {}
+                    Err(reason) => return Poll::Ready(Arrival::Refused(reason)),
+                }
+            }
+            if data.len() >= longest {
+                return Poll::Ready(Arrival::Refused(Reason::HeadTooLarge));
+            }
+            match watch.signal() {
+                Signal::None => {}
+                Signal::Overdue if !data.is_empty() => {
+                    return Poll::Ready(Arrival::Refused(Reason::HeadTimeout));
+                }
+                _ => return Poll::Ready(Arrival::End),
+            }
+            if buffer.space().is_empty() {
+                buffer.grow((buffer.size() + SMALL).min(longest.max(SMALL)));
+            }
+            match down.stream.poll_fill(cx, buffer) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Arrival::End),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => {
+                    if watch.phase() != Phase::Head {
+                        watch.enter(Phase::Head, worker.settings.head_timeout);
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    })
+    .await
+}
+
+/// Whether an empty line may be in `data`, from where the last search ended.
+fn ends_somewhere(data: &[u8], searched: &mut usize) -> bool {
+    let from = searched.saturating_sub(3);
+    *searched = data.len();
+    // A line feed, an optional carriage return, a line feed: whether it may be so is the parser's to say.
+    memchr::memchr_iter(b'\n', &data[from..]).any(|at| {
+        let next = &data[from + at + 1..];
+        next.first() == Some(&b'\n') || next.starts_with(b"\r\n")
+    })
+}
+
+/// Says what is wrong with what came, and closes.
+async fn refuse(caller: &Caller, watch: &Watch, reason: Reason, down: &mut Side) {
+    let worker = &caller.worker;
+    worker.counters.stopped_by(reason, 1);
+    let status = if reason == Reason::HeadTimeout { 408 } else { reason.status() };
+    worker.counters.response(status);
+    let phrase = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+    let body = format!("{}\n", reason.as_str());
+    let text = format!(
+        "HTTP/1.1 {status} {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        phrase.unwrap_or_default(),
+        body.len()
+    );
+    down.discard();
+    down.begin(false).extend_from_slice(text.as_bytes());
+    watch.enter(Phase::Busy, LINGER);
+    let flushed = poll_fn(|cx| {
+        if watch.signal() != Signal::None {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        down.poll_flush(cx)
+    });
+    if flushed.await.is_ok() {
+        linger(watch, down).await;
+    }
+}
+
+/// Closes so that the client gets the last answer: octets that nobody reads would make the kernel reset the
+/// connection, and the answer would be lost (RFC 9112 §9.6).
+async fn linger(watch: &Watch, down: &mut Side) {
+    watch.enter(Phase::Busy, LINGER);
+    let mut left = MOST_LINGERING;
+    let mut is_shut = false;
+    poll_fn(|cx| {
+        if watch.signal() != Signal::None {
+            return Poll::Ready(());
+        }
+        if !is_shut {
+            match down.stream.poll_shutdown(cx) {
+                Poll::Ready(Ok(())) => is_shut = true,
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        loop {
+            if let Some(input) = &mut down.input {
+                input.consume(usize::MAX);
+            }
+            match down.poll_fill(cx) {
+                Poll::Ready(Ok(octets)) if octets > 0 && octets < left => left -= octets,
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    })
+    .await;
+}

@@ -1,0 +1,98 @@
+use std::task::{Context, Poll, ready};
+
+use crate::Reason;
+use crate::http1::{Kind, trailers};
+use crate::side::{Cut, Side};
+
+/// A body on its way from one side of an exchange to the other.
+#[derive(Debug)]
+pub struct Relay {
+    /// Octets that have passed.
+    pub moved: u64,
+    /// Most octets that may pass, 0 for any number.
+    pub limit: u64,
+    /// Whether it has passed whole.
+    pub is_done: bool,
+    /// Names of trailers that could be read as others.
+    pub ambiguous: u32,
+    /// What the name of a trailer means.
+    meaning: fn(&[u8]) -> Kind,
+    ended: Option<Result<(), Cut>>,
+}
+
+/// Why a body did not pass whole.
+#[derive(Debug)]
+pub enum Stopped {
+    /// Where it came from broke off.
+    Source(Cut),
+    /// Where it went takes no more.
+    Sink,
+    /// It is longer than it may be.
+    TooLarge,
+}
+
+impl Relay {
+    /// The body of a request, of at most `limit` octets, 0 for any number.
+    pub fn of_request(limit: u64) -> Relay {
+        Relay { moved: 0, limit, is_done: false, ambiguous: 0, meaning: Kind::of_request, ended: None }
+    }
+
+    /// The body of a response.
+    pub fn of_response() -> Relay {
+        Relay { meaning: Kind::of_response, ..Relay::of_request(0) }
+    }
+
+    /// Moves what can be moved now. Nothing is held back: what came goes out before more is waited for, and no
+    /// more is read than the other side takes.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Side,
+        to: &mut Side,
+    ) -> Poll<Result<(), Stopped>> {
+        while self.ended.is_none() {
+            match from.poll_data(cx) {
+                Poll::Pending => {
+                    if let Poll::Ready(Err(_)) = to.poll_flush(cx) {
+                        return Poll::Ready(Err(Stopped::Sink));
+                    }
+                    return Poll::Pending;
+                }
+                Poll::Ready(Err(cut)) => self.ended = Some(Err(cut)),
+                Poll::Ready(Ok(0)) => match trailers::pass_on(from.trailers(), self.meaning) {
+                    Ok((section, ambiguous)) => {
+                        to.finish(&section);
+                        self.ambiguous = ambiguous;
+                        self.ended = Some(Ok(()));
+                    }
+                    Err(reason) => self.ended = Some(Err(Cut::Nonsense(reason))),
+                },
+                Poll::Ready(Ok(octets)) => {
+                    if self.limit > 0 && self.moved + octets as u64 > self.limit {
+                        return Poll::Ready(Err(Stopped::TooLarge));
+                    }
+                    let taken = ready!(to.poll_send(cx, from.data())).map_err(|_| Stopped::Sink)?;
+                    from.consume(taken);
+                    self.moved += taken as u64;
+                }
+            }
+        }
+        // What came before a body broke off goes on, too.
+        ready!(to.poll_flush(cx)).map_err(|_| Stopped::Sink)?;
+        if let Some(Err(cut)) = self.ended.replace(Ok(())) {
+            return Poll::Ready(Err(Stopped::Source(cut)));
+        }
+        self.is_done = true;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Cut {
+    /// What a broken request body means.
+    pub fn of_request(&self) -> Reason {
+        match self {
+            Cut::Connection => Reason::ClientGone,
+            Cut::Nonsense(reason) => *reason,
+        }
+    }
+}

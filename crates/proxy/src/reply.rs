@@ -1,0 +1,137 @@
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::task::{Poll, ready};
+
+use proximity_table::{Redirect, Route, World};
+
+use crate::Reason;
+use crate::caller::Caller;
+use crate::escape::push_number;
+use crate::exchange::Fate;
+use crate::http1::write::push_field;
+use crate::http1::{Kind, Method, Version};
+use crate::pages::{AppLink, Inside, Page};
+use crate::side::Side;
+use crate::ticket::Ticket;
+use crate::watch::{Signal, Watch};
+
+/// Apps listed by an unknown-host page.
+const MOST_LISTED: usize = 200;
+/// Seconds that a client may take to read a page.
+const PATIENCE: u32 = 30;
+
+/// Answers with a page that says why no backend does.
+pub async fn page(
+    ticket: &mut Ticket<'_>,
+    caller: &Caller,
+    watch: &Watch,
+    reason: Reason,
+    down: &mut Side,
+) -> Fate {
+    let worker = ticket.worker;
+    worker.counters.stopped_by(reason, 1);
+    if reason == Reason::ClientGone || watch.signal() == Signal::Close {
+        return Fate::Cut;
+    }
+    down.discard();
+    let world = worker.world();
+    let inside = is_inside(&world, caller.ip).then(|| Inside {
+        detail: ticket.route.as_deref().and_then(seen),
+        apps: if reason == Reason::UnknownHost { apps(&world) } else { Vec::new() },
+    });
+    let host = std::str::from_utf8(ticket.host()).unwrap_or_default();
+    let rendered = Page { reason, host, inside }.render(ticket.head.value(Kind::Accept, ticket.bytes));
+    send(ticket, watch, rendered.status, &rendered.fields, &rendered.body, down).await
+}
+
+/// Sends the client elsewhere.
+pub async fn redirect(
+    ticket: &mut Ticket<'_>,
+    watch: &Watch,
+    redirect: &Redirect,
+    target: &[u8],
+    down: &mut Side,
+) -> Fate {
+    let mut location = Vec::with_capacity(redirect.to.len() + target.len());
+    match redirect.to.strip_suffix("{uri}") {
+        Some(base) => {
+            location.extend_from_slice(base.as_bytes());
+            location.extend_from_slice(target);
+        }
+        None => location.extend_from_slice(redirect.to.as_bytes()),
+    }
+    let mut fields = Vec::new();
+    push_field(&mut fields, b"Location", &location);
+    send(ticket, watch, redirect.status, &fields, b"", down).await
+}
+
+/// Sends an answer of our own. A body of the request that was not read is not waited for.
+async fn send(
+    ticket: &mut Ticket<'_>,
+    watch: &Watch,
+    status: u16,
+    fields: &[u8],
+    body: &[u8],
+    down: &mut Side,
+) -> Fate {
+    let worker = ticket.worker;
+    let keep_alive = ticket.head.keep_alive && down.is_over() && !worker.draining.get();
+    let out = down.begin(false);
+    out.extend_from_slice(b"HTTP/1.1 ");
+    push_number(out, u64::from(status));
+    out.push(b' ');
+    let phrase = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+    out.extend_from_slice(phrase.unwrap_or_default().as_bytes());
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(fields);
+    out.extend_from_slice(&worker.clock.date());
+    out.extend_from_slice(b"Content-Length: ");
+    push_number(out, body.len() as u64);
+    out.extend_from_slice(match (keep_alive, ticket.head.version) {
+        (false, _) => b"\r\nConnection: close\r\n\r\n",
+        (true, Version::Http10) => b"\r\nConnection: keep-alive\r\n\r\n",
+        (true, _) => b"\r\n\r\n",
+    });
+    ticket.status = status;
+    if ticket.head.method != Method::Head {
+        out.extend_from_slice(body);
+        ticket.sent = body.len() as u64;
+    }
+    watch.extend(PATIENCE);
+    let written = poll_fn(|cx| {
+        if watch.signal() != Signal::None {
+            return Poll::Ready(Err(()));
+        }
+        ready!(down.poll_flush(cx)).map_err(|_| ())?;
+        Poll::Ready(Ok(()))
+    });
+    match written.await {
+        Err(()) => Fate::Cut,
+        Ok(()) if keep_alive => Fate::Stay,
+        Ok(()) => Fate::Close,
+    }
+}
+
+fn is_inside(world: &World, ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V4(ip) if world.facts.intent().network_of(ip).is_some())
+}
+
+/// What the last probes saw of the backends.
+fn seen(route: &Route) -> Option<String> {
+    route.backends().find_map(|backend| {
+        let reason = backend.health.as_ref()?.reason.as_ref()?;
+        Some(format!("{}: {reason}", backend.key.addr))
+    })
+}
+
+fn apps(world: &World) -> Vec<AppLink> {
+    let mut apps: Vec<AppLink> = world
+        .routes
+        .values()
+        .take(MOST_LISTED)
+        .map(|route| AppLink { name: route.app.to_string(), host: route.hostname.to_string() })
+        .collect();
+    apps.sort();
+    apps.dedup();
+    apps
+}

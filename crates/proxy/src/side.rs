@@ -1,0 +1,270 @@
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use crate::Reason;
+use crate::buffer::{Buffer, Buffers, SMALL};
+use crate::http1::write::push_chunk_size;
+use crate::http1::{Chunked, Delimiter, Length, Step};
+use crate::stream::Stream;
+
+/// Octets that wait to be written before more is taken.
+const MOST_PENDING: usize = 64 * 1024;
+/// Pieces up to this size are joined with what waits; a larger one is written from where it is.
+const JOINED: usize = 16 * 1024;
+
+/// One side of an exchange over HTTP/1: a connection, the body that comes in on it and the one that goes out.
+#[derive(Debug)]
+pub struct Side {
+    pub stream: Stream,
+    /// What was read beyond the last head. Held only while there is something.
+    pub input: Option<Buffer>,
+    inflow: Inflow,
+    /// Octets of the body at the beginning of `input`.
+    ready: usize,
+    pending: Vec<u8>,
+    written: usize,
+    chunks_out: bool,
+    buffers: Rc<Buffers>,
+}
+
+/// Where the body that comes in ends.
+#[derive(Debug)]
+enum Inflow {
+    Over,
+    Known(u64),
+    Chunked(Box<Chunked>),
+    Close,
+}
+
+/// Why a body broke off.
+#[derive(Debug)]
+pub enum Cut {
+    /// The connection ended or failed.
+    Connection,
+    /// What came was not a body.
+    Nonsense(Reason),
+}
+
+impl Side {
+    pub fn new(stream: Stream, buffers: Rc<Buffers>) -> Side {
+        Side {
+            stream,
+            input: None,
+            inflow: Inflow::Over,
+            ready: 0,
+            pending: Vec::new(),
+            written: 0,
+            chunks_out: false,
+            buffers,
+        }
+    }
+
+    /// Expects the body of a request.
+    pub fn expect_request_body(&mut self, length: Length) {
+        self.ready = 0;
+        self.inflow = match length {
+            Length::None => Inflow::Over,
+            Length::Known(octets) => Inflow::Known(octets),
+            Length::Chunked => Inflow::Chunked(Box::default()),
+        };
+    }
+
+    /// Expects the body of a response.
+    pub fn expect_response_body(&mut self, delimiter: Delimiter) {
+        self.ready = 0;
+        self.inflow = match delimiter {
+            Delimiter::None => Inflow::Over,
+            Delimiter::Known(octets) => Inflow::Known(octets),
+            Delimiter::Chunked => Inflow::Chunked(Box::default()),
+            Delimiter::Close => Inflow::Close,
+        };
+    }
+
+    /// Whether the whole incoming body was taken.
+    pub fn is_over(&self) -> bool {
+        self.ready == 0
+            && match &self.inflow {
+                Inflow::Over => true,
+                Inflow::Known(left) => *left == 0,
+                Inflow::Chunked(chunked) => chunked.is_over(),
+                Inflow::Close => false,
+            }
+    }
+
+    /// Reads what is there, with room made first. 0 is the end of the connection.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let buffer = self.input.get_or_insert_with(|| self.buffers.small());
+        self.stream.poll_fill(cx, buffer)
+    }
+
+    /// Octets of the body that are there; 0 when it is over.
+    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Cut>> {
+        loop {
+            if self.ready > 0 {
+                return Poll::Ready(Ok(self.ready));
+            }
+            let held = self.input.as_ref().map_or(&[][..], Buffer::data);
+            let mut skip = 0;
+            match &mut self.inflow {
+                Inflow::Over => return Poll::Ready(Ok(0)),
+                Inflow::Known(left) => {
+                    self.ready = (held.len() as u64).min(*left) as usize;
+                    *left -= self.ready as u64;
+                    if *left == 0 && self.ready == 0 {
+                        return Poll::Ready(Ok(0));
+                    }
+                }
+                Inflow::Chunked(chunked) => match chunked.step(held).map_err(Cut::Nonsense)? {
+                    Step::Data { skip: framing, data } => (skip, self.ready) = (framing, data),
+                    Step::More { skip: framing } => skip = framing,
+                    Step::End { skip: framing } => {
+                        self.pass(framing);
+                        return Poll::Ready(Ok(0));
+                    }
+                },
+                Inflow::Close => self.ready = held.len(),
+            }
+            self.pass(skip);
+            if self.ready > 0 {
+                continue;
+            }
+            self.make_room();
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) if matches!(self.inflow, Inflow::Close) => self.inflow = Inflow::Over,
+                Ok(0) | Err(_) => return Poll::Ready(Err(Cut::Connection)),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// What [`Side::poll_data`] told of.
+    pub fn data(&self) -> &[u8] {
+        self.input.as_ref().map_or(&[], |buffer| &buffer.data()[..self.ready])
+    }
+
+    /// Passes over octets of the body that were used.
+    pub fn consume(&mut self, octets: usize) {
+        self.ready -= octets.min(self.ready);
+        self.pass(octets);
+    }
+
+    /// The trailer section of a body that is over.
+    pub fn trailers(&self) -> &[u8] {
+        match &self.inflow {
+            Inflow::Chunked(chunked) => chunked.trailers(),
+            _ => &[],
+        }
+    }
+
+    fn pass(&mut self, octets: usize) {
+        if let Some(buffer) = &mut self.input {
+            buffer.consume(octets);
+        }
+    }
+
+    /// Before the next read of a body: a large buffer when much more is to come.
+    fn make_room(&mut self) {
+        let buffer = self.input.get_or_insert_with(|| self.buffers.small());
+        let is_long = match &self.inflow {
+            Inflow::Known(left) => *left > 2 * SMALL as u64,
+            _ => false,
+        };
+        if is_long {
+            self.buffers.enlarge(buffer);
+        }
+    }
+
+    /// The head of a message that goes out first; its body is sent in chunks or as it is.
+    pub fn begin(&mut self, chunked: bool) -> &mut Vec<u8> {
+        self.chunks_out = chunked;
+        &mut self.pending
+    }
+
+    /// Takes some octets of the outgoing body, and writes what has gathered.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        if self.chunks_out {
+            if self.pending.len() >= MOST_PENDING {
+                ready!(self.poll_flush(cx))?;
+            }
+            let data = &data[..data.len().min(MOST_PENDING)];
+            push_chunk_size(&mut self.pending, data.len());
+            self.pending.extend_from_slice(data);
+            self.pending.extend_from_slice(b"\r\n");
+            return Poll::Ready(Ok(data.len()));
+        }
+        if self.pending.is_empty() {
+            return self.stream.poll_write(cx, data);
+        }
+        if data.len() <= JOINED && self.pending.len() < MOST_PENDING {
+            self.pending.extend_from_slice(data);
+            return Poll::Ready(Ok(data.len()));
+        }
+        let head = &self.pending[self.written..];
+        let octets = ready!(self.stream.poll_write_two(cx, head, data))?;
+        if octets < head.len() {
+            self.written += octets;
+            return self.poll_send(cx, data);
+        }
+        let of_data = octets - head.len();
+        self.wrote_all();
+        if of_data == 0 { self.poll_send(cx, data) } else { Poll::Ready(Ok(of_data)) }
+    }
+
+    /// Ends the outgoing body. Trailers can follow chunks only.
+    pub fn finish(&mut self, trailers: &[u8]) {
+        if std::mem::take(&mut self.chunks_out) {
+            self.pending.extend_from_slice(b"0\r\n");
+            self.pending.extend_from_slice(trailers);
+            self.pending.extend_from_slice(b"\r\n");
+        }
+    }
+
+    /// Writes what has gathered.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.pending.len() {
+            let octets = ready!(self.stream.poll_write(cx, &self.pending[self.written..]))?;
+            if octets == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written += octets;
+        }
+        self.wrote_all();
+        self.stream.poll_flush(cx)
+    }
+
+    /// Whether nothing waits to be written.
+    pub fn is_flushed(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Whether nothing that was begun has left yet.
+    pub fn nothing_left(&self) -> bool {
+        self.written == 0 && !self.pending.is_empty()
+    }
+
+    /// Forgets what waits to be written.
+    pub fn discard(&mut self) {
+        self.wrote_all();
+        self.chunks_out = false;
+    }
+
+    /// Gives memory back before a wait: nothing stays allocated for an idle connection.
+    pub fn rest(&mut self) {
+        if self.input.as_ref().is_some_and(Buffer::is_empty) {
+            self.input = None;
+        }
+        if self.pending.is_empty() && self.pending.capacity() > 0 {
+            self.pending = Vec::new();
+        }
+    }
+
+    fn wrote_all(&mut self) {
+        self.written = 0;
+        if self.pending.capacity() > MOST_PENDING {
+            self.pending = Vec::new();
+        } else {
+            self.pending.clear();
+        }
+    }
+}

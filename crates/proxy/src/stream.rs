@@ -1,0 +1,86 @@
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::buffer::Buffer;
+
+/// A connection to a client or to a backend.
+#[derive(Debug)]
+pub enum Stream {
+    /// In clear.
+    Tcp(TcpStream),
+    /// To a backend over TLS.
+    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    /// Waits until there is something to read, or the end, without a buffer for it.
+    pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Tcp(stream) => stream.poll_read_ready(cx),
+            Stream::Tls(stream) => stream.get_ref().0.poll_read_ready(cx),
+        }
+    }
+
+    /// Reads what is there into the free part of `buffer`, which must have one. 0 is the end.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>, buffer: &mut Buffer) -> Poll<io::Result<usize>> {
+        let mut space = ReadBuf::new(buffer.space());
+        debug_assert!(space.capacity() > 0);
+        match self {
+            Stream::Tcp(stream) => ready!(Pin::new(stream).poll_read(cx, &mut space)),
+            Stream::Tls(stream) => ready!(Pin::new(&mut **stream).poll_read(cx, &mut space)),
+        }?;
+        let octets = space.filled().len();
+        buffer.filled(octets);
+        Poll::Ready(Ok(octets))
+    }
+
+    /// Writes some of `data`.
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, data),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, data),
+        }
+    }
+
+    /// Writes some of two pieces with one system call.
+    pub fn poll_write_two(
+        &mut self,
+        cx: &mut Context<'_>,
+        first: &[u8],
+        second: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Stream::Tcp(stream) => {
+                let pieces = [io::IoSlice::new(first), io::IoSlice::new(second)];
+                Pin::new(stream).poll_write_vectored(cx, &pieces)
+            }
+            Stream::Tls(_) => self.poll_write(cx, first),
+        }
+    }
+
+    /// Lets what TLS holds back leave.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Tcp(_) => Poll::Ready(Ok(())),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
+        }
+    }
+
+    /// Says that nothing more will come from here.
+    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+        }
+    }
+
+    /// Whether a kept connection is of no use any more: its other side closed it, or said something unasked.
+    pub fn is_stale(&mut self) -> bool {
+        let mut nobody = Context::from_waker(Waker::noop());
+        self.poll_readable(&mut nobody).is_ready()
+    }
+}

@@ -1,0 +1,83 @@
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use proximity_table::Route;
+
+use crate::Reason;
+use crate::access::Line;
+use crate::clock::as_micros;
+use crate::http1::RequestHead;
+use crate::server::Worker;
+
+/// nginx's word for a client that left before it got an answer.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// One request from its arrival to the end of its answer. When it is dropped the request is over: it is
+/// counted and logged, however it ended.
+pub struct Ticket<'a> {
+    pub worker: &'a Rc<Worker>,
+    /// The fields of the client in the log, the same for all its requests.
+    pub log_prefix: &'a str,
+    pub head: &'a RequestHead,
+    /// The octets that `head` speaks of.
+    pub bytes: &'a [u8],
+    pub route: Option<Arc<Route>>,
+    pub start: Instant,
+    /// Status of the answer; 0 as long as there is none.
+    pub status: u16,
+    /// Octets of the request's body.
+    pub received: u64,
+    /// Octets of the response's body.
+    pub sent: u64,
+}
+
+impl<'a> Ticket<'a> {
+    pub fn new(
+        worker: &'a Rc<Worker>,
+        log_prefix: &'a str,
+        head: &'a RequestHead,
+        bytes: &'a [u8],
+    ) -> Ticket<'a> {
+        Ticket {
+            worker,
+            log_prefix,
+            head,
+            bytes,
+            route: None,
+            start: Instant::now(),
+            status: 0,
+            received: 0,
+            sent: 0,
+        }
+    }
+
+    /// The authority that the client asked for, as it was written.
+    pub fn host(&self) -> &'a [u8] {
+        self.head.host.map_or(&[], |host| host.in_(self.bytes))
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let worker = self.worker;
+        worker.counters.bytes(self.received, self.sent);
+        worker.counters.response(self.status);
+        if self.status == 0 {
+            worker.counters.stopped_by(Reason::ClientGone, 1);
+        }
+        let host = self.host();
+        worker.log(self.route.take(), |clock| Line {
+            at_micros: clock.unix_micros(self.start),
+            client: self.log_prefix,
+            version: self.head.version,
+            method: self.head.method_text.in_(self.bytes),
+            host,
+            uri: self.head.target.in_(self.bytes),
+            received: self.received,
+            duration_micros: as_micros(self.start.elapsed()),
+            size: self.sent,
+            status: if self.status == 0 { CLIENT_CLOSED_REQUEST } else { self.status },
+        });
+    }
+}

@@ -1,0 +1,177 @@
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::task::{Context, Waker};
+
+/// A time that never comes.
+const NEVER: u32 = u32::MAX;
+
+/// Seconds of a data thread's clock. One for the whole thread: a timer for each request would cost more than
+/// routing it, so the sweeper looks at all of them once a second.
+#[derive(Clone, Debug, Default)]
+pub struct Ticks(Rc<Cell<u32>>);
+
+/// What the sweeper and the drain need to know of a connection, or of a stream on one.
+#[derive(Debug)]
+pub struct Watch {
+    ticks: Ticks,
+    phase: Cell<Phase>,
+    due: Cell<u32>,
+    /// When the whole exchange must be over.
+    end: Cell<u32>,
+    signal: Cell<Signal>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// What a connection is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Waiting for a request.
+    Idle,
+    /// Taking a request's head.
+    Head,
+    /// Answering.
+    Busy,
+    /// Carrying what is no longer HTTP.
+    Tunnel,
+}
+
+/// What a connection was told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Signal {
+    #[default]
+    None,
+    /// The time it had is over.
+    Overdue,
+    /// It must end now.
+    Close,
+}
+
+impl Ticks {
+    /// The present second.
+    pub fn now(&self) -> u32 {
+        self.0.get()
+    }
+
+    /// Moves on.
+    pub fn advance(&self, seconds: u32) {
+        self.0.set(self.0.get().wrapping_add(seconds));
+    }
+}
+
+impl Watch {
+    pub fn new(ticks: Ticks) -> Watch {
+        Watch {
+            ticks,
+            phase: Cell::new(Phase::Head),
+            due: Cell::new(NEVER),
+            end: Cell::new(NEVER),
+            signal: Cell::new(Signal::None),
+            waker: RefCell::new(None),
+        }
+    }
+
+    /// Enters a phase that may last `seconds`; 0 is for ever.
+    pub fn enter(&self, phase: Phase, seconds: u32) {
+        self.phase.set(phase);
+        self.extend(seconds);
+    }
+
+    /// Gives what is being done another `seconds`; 0 is for ever.
+    pub fn extend(&self, seconds: u32) {
+        self.due.set(if seconds == 0 { NEVER } else { self.ticks.now().saturating_add(seconds) });
+        if self.signal.get() == Signal::Overdue {
+            self.signal.set(Signal::None);
+        }
+    }
+
+    /// Limits everything until [`Watch::no_end`] to `seconds`; 0 is for ever.
+    pub fn end_in(&self, seconds: u32) {
+        self.end.set(if seconds == 0 { NEVER } else { self.ticks.now().saturating_add(seconds) });
+    }
+
+    /// Takes the limit of [`Watch::end_in`] away.
+    pub fn no_end(&self) {
+        self.end.set(NEVER);
+    }
+
+    /// What the connection is doing.
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// What it was told.
+    pub fn signal(&self) -> Signal {
+        self.signal.get()
+    }
+
+    /// Whether its time was up because the whole exchange took too long.
+    pub fn has_ended(&self) -> bool {
+        self.end.get() < self.ticks.now()
+    }
+
+    /// Has the task of `cx` woken by signals.
+    pub fn attach(&self, cx: &Context<'_>) {
+        *self.waker.borrow_mut() = Some(cx.waker().clone());
+    }
+
+    /// Tells the connection when its time is over. Called once a second.
+    pub fn sweep(&self) {
+        if self.signal.get() == Signal::None && self.due.get().min(self.end.get()) < self.ticks.now() {
+            self.tell(Signal::Overdue);
+        }
+    }
+
+    /// Tells the connection something.
+    pub fn tell(&self, signal: Signal) {
+        self.signal.set(signal);
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_up_after_the_given_seconds_and_not_before() {
+        let ticks = Ticks::default();
+        let watch = Watch::new(ticks.clone());
+        watch.enter(Phase::Head, 2);
+        for _ in 0..2 {
+            ticks.advance(1);
+            watch.sweep();
+            assert_eq!(watch.signal(), Signal::None);
+        }
+        ticks.advance(1);
+        watch.sweep();
+        assert_eq!(watch.signal(), Signal::Overdue);
+        watch.extend(2);
+        assert_eq!(watch.signal(), Signal::None);
+    }
+
+    #[test]
+    fn progress_does_not_move_the_end_of_the_whole() {
+        let ticks = Ticks::default();
+        let watch = Watch::new(ticks.clone());
+        watch.end_in(3);
+        for second in 1..=4 {
+            watch.extend(2);
+            ticks.advance(1);
+            watch.sweep();
+            assert_eq!(watch.signal() == Signal::Overdue, second > 3, "{second}");
+        }
+        assert!(watch.has_ended());
+    }
+
+    #[test]
+    fn nothing_is_due_without_a_limit() {
+        let ticks = Ticks::default();
+        let watch = Watch::new(ticks.clone());
+        watch.enter(Phase::Tunnel, 0);
+        ticks.advance(1 << 30);
+        watch.sweep();
+        assert_eq!(watch.signal(), Signal::None);
+    }
+}
