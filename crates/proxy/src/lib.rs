@@ -11,6 +11,8 @@
 mod access;
 mod access_file;
 mod access_writer;
+mod backend_slots;
+mod backend_state;
 mod balance;
 mod body;
 mod clock;
@@ -31,6 +33,11 @@ mod stats;
 mod targets;
 
 pub use access_writer::{AccessLog, AccessLogCounts, AccessSink};
+pub use backend_slots::{Full, InFlight, QueueFull, Slots, Waiting};
+pub use backend_state::{BackendLoad, BackendState, Backends, Circuit, Passage, Passive};
+pub use balance::{
+    Ask, Choice, Chosen, CookieValue, Member, Rules, Spread, Sticky, Tried, choose, cookie_value,
+};
 pub use framing::{Framing, Refused};
 pub use headers::{Forwarding, rewrite_request, strip_hop_by_hop, upgrade_requested};
 pub use health::{Monitor, Outcome};
