@@ -59,10 +59,32 @@ pub enum Reason {
     LogBehind,
     /// A request field whose name backends could read as another's: the request went on without it.
     HeaderName,
+    /// A path that backends could read as another one.
+    PathRefused,
+    /// A client that the access rules of the vhost keep out.
+    Forbidden,
+    /// No credentials, or wrong ones.
+    Unauthorized,
+    /// More requests than the client may send in a time.
+    RateLimited,
+    /// More connections than one client may have.
+    ClientConnections,
+    /// Every backend carries what it may, and as many requests as may wait do.
+    QueueFull,
+    /// No backend had a slot in time.
+    QueueTimeout,
+    /// A request body over the limit.
+    BodyTooLarge,
+    /// The backend took the request and sent no response head in time.
+    BackendSlow,
+    /// A connection whose PROXY protocol header is missing or malformed.
+    ProxyHeader,
+    /// A trusted proxy whose account of the client cannot be read.
+    ForwardedHeader,
 }
 
 /// Counters of one data thread. Only that thread writes, so adding needs no locked instruction.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
     responses: [AtomicU64; 6],
     reasons: [AtomicU64; Reason::ALL.len()],
@@ -77,7 +99,7 @@ pub struct Counters {
 }
 
 /// What some data threads have counted since they started.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Totals {
     /// Requests by the class of their answer: `[0]` is none sent, `[2]` is 2xx.
     pub responses: [u64; 6],
@@ -99,6 +121,30 @@ pub struct Totals {
     pub bytes_in: u64,
     /// Body bytes sent to clients.
     pub bytes_out: u64,
+}
+
+// Written out, since arrays as long as `reasons` have no `Default`.
+impl Default for Counters {
+    fn default() -> Counters {
+        Counters {
+            responses: Default::default(),
+            reasons: std::array::from_fn(|_| AtomicU64::new(0)),
+            connections: AtomicU64::new(0),
+            open: AtomicU64::new(0),
+            tunnels: AtomicU64::new(0),
+            upstream_connects: AtomicU64::new(0),
+            upstream_reuses: AtomicU64::new(0),
+            retries: AtomicU64::new(0),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Default for Totals {
+    fn default() -> Totals {
+        Counters::default().snapshot()
+    }
 }
 
 impl Counters {
@@ -188,7 +234,7 @@ impl Totals {
 
 impl Reason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Reason; 27] = [
+    pub const ALL: [Reason; 38] = [
         Reason::MissingHost,
         Reason::DuplicateHost,
         Reason::InvalidHost,
@@ -216,6 +262,17 @@ impl Reason {
         Reason::ClientGone,
         Reason::LogBehind,
         Reason::HeaderName,
+        Reason::PathRefused,
+        Reason::Forbidden,
+        Reason::Unauthorized,
+        Reason::RateLimited,
+        Reason::ClientConnections,
+        Reason::QueueFull,
+        Reason::QueueTimeout,
+        Reason::BodyTooLarge,
+        Reason::BackendSlow,
+        Reason::ProxyHeader,
+        Reason::ForwardedHeader,
     ];
 
     /// The word that labels its counter.
@@ -248,6 +305,17 @@ impl Reason {
             Reason::ClientGone => "client_gone",
             Reason::LogBehind => "log_behind",
             Reason::HeaderName => "header_name",
+            Reason::PathRefused => "path_refused",
+            Reason::Forbidden => "forbidden",
+            Reason::Unauthorized => "unauthorized",
+            Reason::RateLimited => "rate_limited",
+            Reason::ClientConnections => "client_connections",
+            Reason::QueueFull => "queue_full",
+            Reason::QueueTimeout => "queue_timeout",
+            Reason::BodyTooLarge => "body_too_large",
+            Reason::BackendSlow => "backend_slow",
+            Reason::ProxyHeader => "proxy_header",
+            Reason::ForwardedHeader => "forwarded_header",
         }
     }
 }
