@@ -21,10 +21,12 @@ mod escape;
 mod forward;
 mod framing;
 mod free_space;
+mod header_edits;
 mod headers;
 mod health;
 mod host;
 mod pages;
+mod path;
 mod peers;
 mod pool;
 mod prober;
@@ -39,10 +41,12 @@ pub use balance::{
     Ask, Choice, Chosen, CookieValue, Member, Rules, Spread, Sticky, Tried, choose, cookie_value,
 };
 pub use framing::{Framing, Refused};
+pub use header_edits::{CompiledEdits, EditError};
 pub use headers::{Forwarding, rewrite_request, strip_hop_by_hop, upgrade_requested};
 pub use health::{Monitor, Outcome};
 pub use host::{HostError, Target, normalise, target};
 pub use pages::{AppLink, Inside, Page};
+pub use path::{NormalPath, PathError, has_prefix, redirect_location, split_target, strip_prefix};
 pub use prober::{HealthReport, probe};
 pub use server::{DataPlane, Settings, Snapshot, listen};
 pub use stats::{Counters, Reason, Totals};
