@@ -19,6 +19,7 @@ mod clock;
 mod connection;
 mod escape;
 mod forward;
+mod forwarded;
 mod framing;
 mod free_space;
 mod header_edits;
@@ -39,6 +40,10 @@ pub use backend_slots::{Full, InFlight, QueueFull, Slots, Waiting};
 pub use backend_state::{BackendLoad, BackendState, Backends, Circuit, Passage, Passive};
 pub use balance::{
     Ask, Choice, Chosen, CookieValue, Member, Rules, Spread, Sticky, Tried, choose, cookie_value,
+};
+pub use forwarded::{
+    Element, ForwardedError, Hop, Node, Origin, Scheme, Told, origin, parse_forwarded, write_forwarded,
+    write_x_forwarded_for,
 };
 pub use framing::{Framing, Refused};
 pub use header_edits::{CompiledEdits, EditError};
