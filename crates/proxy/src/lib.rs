@@ -10,10 +10,12 @@
 
 mod access;
 mod access_file;
+mod access_rules;
 mod access_writer;
 mod backend_slots;
 mod backend_state;
 mod balance;
+mod basic_auth;
 mod body;
 mod clock;
 mod connection;
@@ -35,12 +37,14 @@ mod server;
 mod stats;
 mod targets;
 
+pub use access_rules::{AccessRules, Denied};
 pub use access_writer::{AccessLog, AccessLogCounts, AccessSink};
 pub use backend_slots::{Full, InFlight, QueueFull, Slots, Waiting};
 pub use backend_state::{BackendLoad, BackendState, Backends, Circuit, Passage, Passive};
 pub use balance::{
     Ask, Choice, Chosen, CookieValue, Member, Rules, Spread, Sticky, Tried, choose, cookie_value,
 };
+pub use basic_auth::{Answer, Attempt, BasicAuthError, BasicUsers, RightPassword, VerifiedPasswords};
 pub use forwarded::{
     Element, ForwardedError, Hop, Node, Origin, Scheme, Told, origin, parse_forwarded, write_forwarded,
     write_x_forwarded_for,
