@@ -1,8 +1,18 @@
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
+
+use proximity_table::BackendKey;
+
+use crate::backend_slots::InFlight;
+use crate::backend_state::{BackendState, FULL_WEIGHT, Passage};
 
 /// Vhosts with several backends whose turn is remembered; more start over.
 const REMEMBERED: usize = 4096;
+/// Backends that one request has tried at most; a retry beyond them may meet the first again.
+const MOST_TRIED: usize = 8;
+/// How often a choice starts over because another thread was quicker.
+const MOST_RACES: usize = 8;
 
 /// Whose turn it is: round robin for each vhost that has several backends.
 #[derive(Debug, Default)]
@@ -10,15 +20,243 @@ pub struct Turns {
     of_app: HashMap<Arc<str>, usize>,
 }
 
+/// A backend that a request may go to, with its state.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// What it is known by.
+    pub key: BackendKey,
+    /// What all data threads know of it.
+    pub state: Arc<BackendState>,
+}
+
+/// How requests are spread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Spread {
+    /// One after the other.
+    #[default]
+    RoundRobin,
+    /// To the one that carries the fewest.
+    LeastConnections,
+    /// To the better of two picked by chance: nearly as even, and no herd runs to the same one.
+    RandomTwo,
+}
+
+/// What does not change from one request of a vhost to the next.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rules {
+    /// How requests are spread.
+    pub spread: Spread,
+    /// Requests that one backend carries at a time, 0 for any number.
+    pub limit: u32,
+    /// Length of a pause, in ms.
+    pub pause_ms: u64,
+    /// Length of a slow start, in ms, 0 for none.
+    pub slow_start_ms: u64,
+}
+
+/// What keeps a client at one backend.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Sticky<'a> {
+    /// Nothing.
+    #[default]
+    Free,
+    /// The client's address; of IPv6 the /64, in which clients change theirs.
+    Client(IpAddr),
+    /// The value of a header. A request without it is free.
+    Header(Option<&'a [u8]>),
+    /// The value of a cookie that names the backend.
+    Cookie {
+        /// What the client sent, if anything.
+        value: Option<&'a [u8]>,
+        /// Mixed into the names of backends, so that they do not tell addresses. It must outlive restarts.
+        salt: u64,
+    },
+}
+
+/// What a choice depends on besides the rules.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// From [`Turns::turn`].
+    pub turn: usize,
+    /// Any number, another one for each request.
+    pub entropy: u64,
+    /// Milliseconds of the clock of the backend states.
+    pub now_ms: u64,
+    /// What keeps the client at one backend.
+    pub sticky: Sticky<'a>,
+    /// The backends that this request has tried.
+    pub tried: Tried,
+}
+
+/// The backends that one request has tried, by their index.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tried {
+    list: [u16; MOST_TRIED],
+    count: u8,
+}
+
+/// Where a request goes.
+#[derive(Debug)]
+pub enum Choice {
+    /// To this backend, which has a slot for it.
+    Chosen(Chosen),
+    /// Every backend is full; the line of the one with this index is the shortest, or the client belongs there.
+    Full(usize),
+    /// None is left.
+    Nobody,
+}
+
+/// A backend that was chosen.
+#[derive(Debug)]
+pub struct Chosen {
+    /// Its index among the members.
+    pub index: usize,
+    /// Its slot, until dropped.
+    pub slot: InFlight,
+    /// Whether its circuit hangs on this request: to be told [`BackendState::succeeded`] and `failed`.
+    pub trial: bool,
+    /// The cookie value that the client has to be given.
+    pub set_cookie: Option<CookieValue>,
+}
+
+/// The name of a backend in a cookie: 16 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CookieValue([u8; 16]);
+
+/// Chooses a backend out of those that are usable, takes its slot, and passes over those that were tried,
+/// that are full or that are paused.
+///
+/// A pause sends requests to somebody better. So it counts only while there is somebody: a sole backend is
+/// never paused, and neither is the last one left.
+pub fn choose(members: &[Member], rules: &Rules, ask: &Ask<'_>) -> Choice {
+    if let [only] = members {
+        return match ask.tried.contains(0) {
+            true => Choice::Nobody,
+            false => enter(0, only, rules, ask, only.state.is_suspect()).unwrap_or(Choice::Full(0)),
+        };
+    }
+    for _ in 0..MOST_RACES {
+        let pauses_count = members
+            .iter()
+            .enumerate()
+            .any(|(at, one)| !ask.tried.contains(at) && one.state.may_pass(ask.now_ms));
+        let is_open =
+            |at: usize| !ask.tried.contains(at) && (!pauses_count || members[at].state.may_pass(ask.now_ms));
+        let is_free = |at: usize| is_open(at) && !members[at].state.is_full(rules.limit);
+        let named = ask.sticky.named(members).filter(|&at| is_open(at));
+        if let Some(at) = named.filter(|&at| !is_free(at)) {
+            // A session lives in one backend: waiting for it is better than losing it.
+            return Choice::Full(at);
+        }
+        let picked = named
+            .or_else(|| ask.sticky.highest(members, is_free))
+            .or_else(|| rules.pick(members, ask, is_free));
+        let Some(at) = picked else {
+            let full = (0..members.len()).filter(|&at| is_open(at));
+            let shortest = full.min_by_key(|&at| members[at].state.waiting());
+            return shortest.map_or(Choice::Nobody, Choice::Full);
+        };
+        let is_trial = !pauses_count;
+        if let Some(choice) = enter(at, &members[at], rules, ask, is_trial) {
+            return choice;
+        }
+    }
+    Choice::Nobody
+}
+
+/// Takes a slot and the passage; `None` when another thread was quicker.
+fn enter(index: usize, member: &Member, rules: &Rules, ask: &Ask<'_>, is_trial: bool) -> Option<Choice> {
+    let slot = member.state.enter(rules.limit).ok()?;
+    let trial = is_trial
+        || match member.state.claim(ask.now_ms, rules.pause_ms) {
+            Passage::Free => false,
+            Passage::Trial => true,
+            Passage::Paused => return None,
+        };
+    let set_cookie = match ask.sticky {
+        Sticky::Cookie { value, salt } => {
+            Some(CookieValue::of(&member.key, salt)).filter(|name| value != Some(name.as_bytes()))
+        }
+        _ => None,
+    };
+    Some(Choice::Chosen(Chosen { index, slot, trial, set_cookie }))
+}
+
+impl Rules {
+    fn pick(&self, members: &[Member], ask: &Ask<'_>, is_free: impl Fn(usize) -> bool) -> Option<usize> {
+        let free = || (0..members.len()).filter(|&at| is_free(at));
+        let nth = |n: usize| free().nth(n);
+        let weight = |at: usize| members[at].state.weight(ask.now_ms, self.slow_start_ms);
+        let load = |at: usize| u64::from(members[at].state.in_flight()) + 1;
+        // Requests for each unit of weight, compared without dividing.
+        let is_better = |a: usize, b: usize| load(a) * u64::from(weight(b)) < load(b) * u64::from(weight(a));
+        let count = free().count();
+        if count <= 1 {
+            return nth(0);
+        }
+        match self.spread {
+            Spread::RoundRobin => {
+                let mut chance = ask.entropy;
+                for step in 0..count {
+                    let at = nth(ask.turn.wrapping_add(step) % count)?;
+                    if weight(at) >= FULL_WEIGHT || chance as u32 % FULL_WEIGHT < weight(at) {
+                        return Some(at);
+                    }
+                    chance = mix(chance);
+                }
+                nth(ask.turn % count)
+            }
+            Spread::LeastConnections => {
+                // Equals take turns.
+                let start = ask.turn % members.len();
+                let order = (start..members.len()).chain(0..start).filter(|&at| is_free(at));
+                order.reduce(|best, at| if is_better(at, best) { at } else { best })
+            }
+            Spread::RandomTwo => {
+                let first = (ask.entropy % count as u64) as usize;
+                let mut second = (mix(ask.entropy) % (count as u64 - 1)) as usize;
+                second += usize::from(second >= first);
+                let (first, second) = (nth(first)?, nth(second)?);
+                Some(if is_better(second, first) { second } else { first })
+            }
+        }
+    }
+}
+
+impl Sticky<'_> {
+    /// The backend that the cookie names.
+    fn named(&self, members: &[Member]) -> Option<usize> {
+        let Sticky::Cookie { value: Some(value), salt } = *self else { return None };
+        members.iter().position(|member| CookieValue::of(&member.key, salt).as_bytes() == value)
+    }
+
+    /// Rendezvous hashing: the backend with the highest score for this client. One that comes or goes moves
+    /// only the clients that it gets or had.
+    fn highest(&self, members: &[Member], is_free: impl Fn(usize) -> bool) -> Option<usize> {
+        let client = match *self {
+            Sticky::Client(ip) => hash_ip(ip),
+            Sticky::Header(Some(value)) => hash(value),
+            Sticky::Free | Sticky::Header(None) | Sticky::Cookie { .. } => return None,
+        };
+        let free = (0..members.len()).filter(|&at| is_free(at));
+        free.max_by_key(|&at| mix(client ^ hash_backend(&members[at].key)))
+    }
+}
+
 impl Turns {
     /// Index of the backend that gets the next request of `app`, out of `usable`.
     pub fn next(&mut self, app: &Arc<str>, usable: usize) -> usize {
+        if usable <= 1 { 0 } else { self.turn(app, usable) % usable }
+    }
+
+    /// How many requests of `app` had a choice of backends before; 0 where there is none.
+    pub fn turn(&mut self, app: &Arc<str>, usable: usize) -> usize {
         if usable <= 1 {
             return 0;
         }
         if let Some(turn) = self.of_app.get_mut(app) {
             *turn = turn.wrapping_add(1);
-            return *turn % usable;
+            return *turn;
         }
         if self.of_app.len() >= REMEMBERED {
             self.of_app.clear();
@@ -28,26 +266,79 @@ impl Turns {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn backends_take_turns_for_each_vhost_apart() {
-        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
-        let mut turns = Turns::default();
-        let seen: Vec<usize> = [&a, &b, &a, &b, &a].into_iter().map(|app| turns.next(app, 3)).collect();
-        assert_eq!(seen, [0, 0, 1, 1, 2]);
-        assert_eq!(turns.next(&a, 2), 1);
-        assert_eq!(turns.next(&a, 1), 0);
+impl Tried {
+    /// Notes a backend.
+    pub fn add(&mut self, index: usize) {
+        self.list[usize::from(self.count) % MOST_TRIED] = as_u16(index);
+        self.count = if usize::from(self.count) < MOST_TRIED { self.count + 1 } else { MOST_TRIED as u8 };
     }
 
-    #[test]
-    fn memory_is_bounded() {
-        let mut turns = Turns::default();
-        for app in 0..3 * REMEMBERED {
-            turns.next(&app.to_string().into(), 2);
-        }
-        assert!(turns.of_app.len() <= REMEMBERED);
+    /// Whether it was tried.
+    pub fn contains(&self, index: usize) -> bool {
+        self.list[..usize::from(self.count).min(MOST_TRIED)].contains(&as_u16(index))
     }
 }
+
+impl CookieValue {
+    /// The name of a backend. The lease's epoch is not in it: an app keeps its clients over its leases.
+    pub fn of(key: &BackendKey, salt: u64) -> CookieValue {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let number = mix(hash_backend(key) ^ mix(salt));
+        CookieValue(std::array::from_fn(|at| DIGITS[(number >> (60 - 4 * at)) as usize & 15]))
+    }
+
+    /// The digits.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The value of a `Set-Cookie` field (RFC 6265 §4.1.1) for the session, out of reach of scripts.
+    pub fn set_cookie(&self, name: &str, secure: bool) -> String {
+        let digits = String::from_utf8_lossy(&self.0);
+        let secure = if secure { "; Secure" } else { "" };
+        format!("{name}={digits}; Path=/; HttpOnly; SameSite=Lax{secure}")
+    }
+}
+
+/// The value of a cookie in a `Cookie` field (RFC 6265 §4.2.1); the first when it is there twice.
+pub fn cookie_value<'a>(field: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    field.split(|&byte| byte == b';').find_map(|pair| {
+        let value = pair.trim_ascii().strip_prefix(name)?.strip_prefix(b"=")?;
+        Some(value.strip_prefix(b"\"").and_then(|inner| inner.strip_suffix(b"\"")).unwrap_or(value))
+    })
+}
+
+fn as_u16(index: usize) -> u16 {
+    u16::try_from(index).unwrap_or(u16::MAX)
+}
+
+fn hash_backend(key: &BackendKey) -> u64 {
+    mix((u64::from(u32::from(*key.addr.ip())) << 16) | u64::from(key.addr.port()))
+}
+
+fn hash_ip(ip: IpAddr) -> u64 {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => mix(u32::from(ip).into()),
+        IpAddr::V6(ip) => mix((u128::from(ip) >> 64) as u64),
+    }
+}
+
+/// FNV-1a. The same on every thread and after every restart, as a client's place has to be; who makes his
+/// requests collide only sends them all to one backend.
+fn hash(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Spreads every bit over the whole word (the finaliser of SplitMix64).
+fn mix(word: u64) -> u64 {
+    let word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
+}
+
+#[cfg(test)]
+#[path = "balance_tests.rs"]
+mod tests;

@@ -1,8 +1,8 @@
 //! Reverse proxy: Host to vhost to backend, health, pages and access log.
 //!
-//! The pure modules decide (`host`, `framing`, `headers`, `pages`, `health`, `balance`, `targets`, `access`,
-//! `escape`); the shells move bytes (`server`, `connection`, `forward`, `body`, `pool`, `prober`, `peers`) and
-//! log lines (`access_writer`, `access_file`, `free_space`). A data thread owns its listeners, its upstream
+//! The pure modules decide (`http1`, `host`, `path`, `balance`, `access_rules`, `basic_auth`, `forwarded`, `pages`,
+//! `health`, `targets`, `access`, `escape`); the shells move bytes (`server`, `front`, `exchange`, `relay`, `side`,
+//! `stream`, `pool`, `prober`, `peers`) and log lines (`access_writer`, `access_file`, `free_space`). A data thread owns its listeners, its upstream
 //! connections and its log buffer, and reads one world per request; it shares nothing that it would have to
 //! lock.
 
@@ -10,12 +10,18 @@
 
 mod access;
 mod access_file;
+mod access_rules;
 mod access_writer;
+mod backend_slots;
+mod backend_state;
+mod balance;
+mod basic_auth;
 mod buffer;
 mod caller;
 mod clock;
 mod escape;
 mod exchange;
+mod forwarded;
 mod free_space;
 mod front;
 mod header_edits;
@@ -23,6 +29,7 @@ mod health;
 mod host;
 mod http1;
 mod pages;
+mod path;
 mod peers;
 mod pool;
 mod prober;
@@ -38,10 +45,23 @@ mod ticket;
 mod tls;
 mod watch;
 
+pub use access_rules::{AccessRules, Denied};
 pub use access_writer::{AccessLog, AccessLogCounts, AccessSink};
+pub use backend_slots::{Full, InFlight, QueueFull, Slots, Waiting};
+pub use backend_state::{BackendLoad, BackendState, Backends, Circuit, Passage, Passive};
+pub use balance::{
+    Ask, Choice, Chosen, CookieValue, Member, Rules, Spread, Sticky, Tried, choose, cookie_value,
+};
+pub use basic_auth::{Answer, Attempt, BasicAuthError, BasicUsers, RightPassword, VerifiedPasswords};
+pub use forwarded::{
+    Element, ForwardedError, Hop, Node, Origin, Scheme, Told, origin, parse_forwarded, write_forwarded,
+    write_x_forwarded_for,
+};
+pub use header_edits::{CompiledEdits, EditError};
 pub use health::{Monitor, Outcome};
 pub use host::{HostError, normalise};
 pub use pages::{AppLink, Inside, Page, Rendered};
+pub use path::{NormalPath, PathError, has_prefix, redirect_location, split_target, strip_prefix};
 pub use prober::{HealthReport, probe};
 pub use server::{DataPlane, Settings, Snapshot, listen};
 pub use stats::{ByReason, Counters, Reason, Totals};

@@ -59,6 +59,8 @@ reasons! {
     HeadTimeout, "head_timeout", 408;
     /// A connection that had to begin with a PROXY protocol header and did not.
     ProxyHeader, "proxy_header", 400;
+    /// A trusted proxy whose account of the client cannot be read.
+    ForwardedHeader, "forwarded_header", 400;
     /// Whatever else the parser refused.
     Malformed, "malformed", 400;
     /// More connections than a data thread takes.

@@ -1,5 +1,5 @@
 use crate::escape::push_number;
-use crate::header_edits::HeaderEdits;
+use crate::header_edits::CompiledEdits;
 
 use super::field::Kind;
 use super::request::{Length, RequestHead, Version};
@@ -17,7 +17,7 @@ pub struct Onward<'a> {
     /// Further field lines.
     pub extra: &'a [u8],
     /// What the administrator wants changed.
-    pub edits: Option<&'a HeaderEdits>,
+    pub edits: Option<&'a CompiledEdits>,
     /// How long the body is, as it is sent on.
     pub length: Length,
 }
@@ -36,7 +36,7 @@ pub struct Back<'a> {
     /// Further field lines.
     pub extra: &'a [u8],
     /// What the administrator wants changed.
-    pub edits: Option<&'a HeaderEdits>,
+    pub edits: Option<&'a CompiledEdits>,
     /// Whether the body's coding is changed on the way: what describes the octets of the old one goes.
     pub recoded: bool,
 }
@@ -75,7 +75,7 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], onward: &Onw
 pub fn request_fields<'a>(
     head: &RequestHead,
     bytes: &'a [u8],
-    edits: Option<&HeaderEdits>,
+    edits: Option<&CompiledEdits>,
     mut each: impl FnMut(&'a [u8], &'a [u8]),
 ) {
     for field in &head.fields {
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
     use crate::http1::Method;
 
-    fn onward(text: &str, edits: Option<&HeaderEdits>) -> String {
+    fn onward(text: &str, edits: Option<&CompiledEdits>) -> String {
         let mut head = RequestHead::default();
         head.parse(text.as_bytes()).unwrap().unwrap();
         let mut out = Vec::new();

@@ -1,0 +1,151 @@
+use super::*;
+
+// Made by other implementations: crypt(3), and `argon2 saltsaltsaltsalt -id -t 1 -k 64 -p 1 -l 32 -e`.
+const BCRYPT: &str = "$2b$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW";
+const ARGON2: &str =
+    "$argon2id$v=19$m=64,t=1,p=1$c2FsdHNhbHRzYWx0c2FsdA$+v0rf6ETYAIpqJIjJyARZ3W3zqJlkf+0TRXzsLHmR6o";
+
+fn users() -> Arc<BasicUsers> {
+    Arc::new(BasicUsers::new("the \"wiki\"", [("alice", BCRYPT), ("bob", ARGON2)]).unwrap())
+}
+
+fn field(credentials: &str) -> Vec<u8> {
+    format!("Basic {}", Base64::encode_string(credentials.as_bytes())).into_bytes()
+}
+
+fn verified() -> VerifiedPasswords {
+    VerifiedPasswords::new([7; 32], 1000)
+}
+
+fn attempt(users: &Arc<BasicUsers>, verified: &VerifiedPasswords, credentials: &str, now: u64) -> Attempt {
+    match users.ask(Some(&field(credentials)), verified, now) {
+        Answer::Ask(attempt) => attempt,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_right_password_is_checked_once_and_then_known_for_a_while() {
+    let (users, verified) = (users(), verified());
+    for name in ["alice", "bob"] {
+        let credentials = format!("{name}:secret");
+        let first = attempt(&users, &verified, &credentials, 0);
+        let right = first.verify().unwrap();
+        assert_eq!(right.name(), name);
+        verified.remember(&right, 0);
+        let again = users.ask(Some(&field(&credentials)), &verified, 999);
+        assert!(matches!(&again, Answer::Granted(who) if who == name), "{again:?}");
+        assert!(attempt(&users, &verified, &credentials, 1000).verify().is_some());
+    }
+}
+
+#[test]
+fn wrong_passwords_and_unknown_names_do_not_pass() {
+    let (users, verified) = (users(), verified());
+    for wrong in
+        ["alice:Secret", "alice:", "alice:secret ", "bob:secre", "carol:secret", ":secret", "Alice:secret"]
+    {
+        assert!(attempt(&users, &verified, wrong, 0).verify().is_none(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_changed_password_is_asked_for_at_once() {
+    let verified = verified();
+    let old = users();
+    verified.remember(&attempt(&old, &verified, "alice:secret", 0).verify().unwrap(), 0);
+    let changed = Arc::new(BasicUsers::new("", [("alice", ARGON2)]).unwrap());
+    attempt(&changed, &verified, "alice:secret", 1);
+    // Nor does a name without an owner get at what is known of the one that stands in for it.
+    attempt(&old, &verified, "carol:secret", 1);
+}
+
+#[test]
+fn names_and_passwords_cannot_be_shifted_against_each_other() {
+    let verified = verified();
+    let stored = StoredHash::new("a", BCRYPT).unwrap();
+    assert_ne!(verified.tag("ab", b"c", &stored), verified.tag("a", b"bc", &stored));
+    assert_ne!(verified.tag("a", b"b", &stored), VerifiedPasswords::new([8; 32], 0).tag("a", b"b", &stored));
+}
+
+#[test]
+fn memory_is_bounded() {
+    fn right(
+        users: &Arc<BasicUsers>,
+        verified: &VerifiedPasswords,
+        credentials: &str,
+        now: u64,
+    ) -> RightPassword {
+        let Attempt { name, tag, .. } = attempt(users, verified, credentials, now);
+        RightPassword { name, tag }
+    }
+
+    let (users, verified) = (users(), verified());
+    for number in 0..3 * MOST_REMEMBERED {
+        verified.remember(&right(&users, &verified, &format!("alice:{number}"), 0), 0);
+    }
+    let count = || verified.known.lock().unwrap().until_ms.len();
+    assert_eq!(count(), MOST_REMEMBERED);
+    verified.remember(&right(&users, &verified, "alice:x", 2000), 2000);
+    assert_eq!(count(), 1, "what is over goes");
+}
+
+// RFC 7617 §2: "The user-id and password MUST NOT contain any control characters".
+#[test]
+fn what_is_no_basic_field_is_refused() {
+    let (users, verified) = (users(), verified());
+    assert!(matches!(users.ask(None, &verified, 0), Answer::Refused));
+    let long = field(&format!("alice:{}", "x".repeat(LONGEST)));
+    let fields: [&[u8]; 9] = [
+        b"",
+        b"Basic",
+        b"Basic ",
+        b"Basicx YTpi",
+        b"Bearer YTpi",
+        b"Basic YTp",
+        b"Basic Y*pi",
+        &field("no-colon"),
+        &field("a:b\n"),
+    ];
+    for field in fields.into_iter().chain([&long[..], &field("\u{1}:b")[..]]) {
+        assert!(matches!(users.ask(Some(field), &verified, 0), Answer::Refused), "{field:?}");
+    }
+    let odd: &[u8] = b"bAsIc  YWxpY2U6c2VjcmV0 ";
+    let Answer::Ask(odd) = users.ask(Some(odd), &verified, 0) else { panic!("case and space do not matter") };
+    assert!(odd.verify().is_some());
+    let colons = attempt(&users, &verified, "alice:a:b", 0);
+    assert_eq!((colons.name(), &colons.password[..]), ("alice", &b"a:b"[..]));
+}
+
+#[test]
+fn users_are_checked_when_they_are_set_up() {
+    let new = |name: &str, hash: &str| BasicUsers::new("", [(name, hash)]).unwrap_err();
+    assert_eq!(BasicUsers::new("", []).unwrap_err(), BasicAuthError::NoUsers);
+    assert_eq!(BasicUsers::new("a\n", [("a", BCRYPT)]).unwrap_err(), BasicAuthError::Realm);
+    assert_eq!(new("a:b", BCRYPT), BasicAuthError::Name("a:b".into()));
+    for hash in [
+        "",
+        "secret",
+        "$1$salt$hash",
+        "$argon2id$v=19$m=64",
+        "$2b$10$short",
+        "$2b$03$aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    ] {
+        assert_eq!(new("a", hash), BasicAuthError::Hash("a".into()), "{hash}");
+    }
+    assert_eq!(new("a", &BCRYPT.replacen("$04$", "$20$", 1)), BasicAuthError::TooDear("a".into()));
+    assert_eq!(new("a", &ARGON2.replacen("m=64", "m=999999", 1)), BasicAuthError::TooDear("a".into()));
+}
+
+#[test]
+fn the_challenge_quotes_the_realm() {
+    assert_eq!(users().challenge(), "Basic realm=\"the \\\"wiki\\\"\", charset=\"UTF-8\"");
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    let (users, verified) = (users(), verified());
+    let attempt = attempt(&users, &verified, "alice:secret", 0);
+    let shown = format!("{users:?} {attempt:?} {verified:?}");
+    assert!(!shown.contains("secret") && !shown.contains("$2") && !shown.contains('7'), "{shown}");
+}
