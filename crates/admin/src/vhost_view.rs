@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use proximity_table::{
-    Backend, BackendTarget, Health, HealthPolicy, HealthState, Label, Name, Route, Service,
-    Source, Vhost, VhostPath, World,
+    Backend, BackendTarget, Health, HealthPolicy, HealthState, Label, Name, Route, Service, Source, Vhost,
+    VhostPath, World,
 };
 use serde::{Deserialize, Serialize};
 
