@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use proximity_table::{
     Change, Facts, Forward, Label, LeaseState, Mac, Name, Protocol, Record, RecordType, Reservation, Source,
-    Vhost,
+    Vhost, VhostPolicy,
 };
 
 use crate::Problem;
@@ -19,8 +19,12 @@ const MOST_OBJECTS: usize = 100_000;
 pub fn put_vhost(facts: &Facts, vhost: Vhost, replace: bool) -> Result<Vec<Change>, Problem> {
     let vhosts = &facts.intent().vhosts;
     let name = vhost.app_name.to_string();
-    match vhosts.get(&vhost.app_name) {
-        Some((Source::Config, _)) => return Err(Problem::owned_by_file("vhost", &name)),
+    let there = vhosts.get(&vhost.app_name);
+    if let Some((Source::Config, _)) = there {
+        return Err(Problem::owned_by_file("vhost", &name));
+    }
+    let vhost = with_kept_hashes(vhost, there.map(|(_, there)| &**there))?;
+    match there {
         Some((_, same)) if **same == vhost => return Ok(Vec::new()),
         Some(_) if !replace => {
             let hint = format!("change it with PUT /vhosts/{name}, or `proximity vhost set {name} …`");
@@ -29,7 +33,12 @@ pub fn put_vhost(facts: &Facts, vhost: Vhost, replace: bool) -> Result<Vec<Chang
         None if vhosts.len() >= MOST_OBJECTS => return Err(full("vhosts")),
         _ => {}
     }
-    for hostname in std::iter::once(&vhost.hostname).chain(&vhost.aliases) {
+    let default = facts.default_vhost().filter(|(_, other)| other.app_name != vhost.app_name);
+    if let Some((_, other)) = default.filter(|_| vhost.default) {
+        let detail = format!("unknown hosts go to the vhost `{}` already", other.app_name);
+        return Err(Problem::conflict(detail, "set default = false there first"));
+    }
+    for hostname in vhost.names() {
         if let Some((_, other)) =
             facts.claimant(hostname).filter(|(_, other)| other.app_name != vhost.app_name)
         {
@@ -203,6 +212,31 @@ pub fn remove_forward(facts: &Facts, protocol: Protocol, port: u16) -> Result<Ve
         Some(_) => Ok(vec![Change::RemoveForward(protocol, port)]),
         None => Err(Problem::absent("forward", &label, "proximity forward ls")),
     }
+}
+
+/// Users that come without a hash keep the one that they have: hashes are never shown, so whoever sends a vhost
+/// back as it was shown has none.
+fn with_kept_hashes(mut vhost: Vhost, there: Option<&Vhost>) -> Result<Vhost, Problem> {
+    let Some(auth) = vhost.policy.basic_auth.as_ref() else { return Ok(vhost) };
+    if auth.users.iter().all(|user| !user.hash.is_empty()) {
+        return Ok(vhost);
+    }
+    let mut auth = auth.clone();
+    let known = there.and_then(|there| there.policy.basic_auth.as_ref());
+    for user in auth.users.iter_mut().filter(|user| user.hash.is_empty()) {
+        let same = known.and_then(|known| known.users.iter().find(|known| known.name == user.name));
+        let Some(same) = same else {
+            let detail = format!(
+                "the vhost `{}` has no user `{}` whose hash could be kept",
+                vhost.app_name, user.name
+            );
+            return Err(Problem::invalid(detail, "give the hash, such as { \"alice\": \"$2b$…\" }"));
+        };
+        user.hash.clone_from(&same.hash);
+    }
+    let policy = VhostPolicy { basic_auth: Some(auth), ..(*vhost.policy).clone() };
+    vhost.policy = policy.shared();
+    Ok(vhost)
 }
 
 fn has_lease(facts: &Facts, network: &std::sync::Arc<str>, label: &Label) -> bool {

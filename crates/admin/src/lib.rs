@@ -11,6 +11,9 @@ mod objects;
 mod problem;
 mod routes;
 mod serve;
+mod vhost_input;
+mod vhost_settings;
+mod vhost_view;
 mod view;
 
 use std::future::Future;
@@ -19,12 +22,13 @@ use std::sync::Arc;
 use proximity_table::{Change, Facts, Generation, World};
 
 pub use auth::Token;
-pub use objects::{ForwardInput, HealthInput, RecordInput, ReservationInput, VhostInput};
+pub use objects::{ForwardInput, RecordInput, ReservationInput};
 pub use problem::Problem;
 pub use serve::{Listener, serve};
+pub use vhost_view::{CheckView, HealthView, PathView, VhostView};
 pub use view::{
-    AppView, CheckView, ForwardView, HealthView, LeaseView, Page, RecordView, Reloaded, ReservationView,
-    ServiceView, Status, VhostView, rfc3339,
+    AppView, ForwardView, LeaseView, Page, RecordView, Reloaded, ReservationView, ServiceView, Status,
+    rfc3339,
 };
 
 /// Root of the API.

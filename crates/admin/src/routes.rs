@@ -13,9 +13,9 @@ use proximity_table::{Facts, Protocol};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::objects::{ForwardInput, RecordInput, ReservationInput, VhostInput};
-use crate::view::{AppView, ForwardView, LeaseView, Page, RecordView, ReservationView, VhostView};
-use crate::{Appliance, BASE, Change, Problem, ServiceVerb, Token, auth, edit};
+use crate::objects::{ForwardInput, RecordInput, ReservationInput};
+use crate::view::{AppView, ForwardView, LeaseView, Page, RecordView, ReservationView};
+use crate::{Appliance, BASE, Change, Problem, ServiceVerb, Token, VhostView, auth, edit, vhost_input};
 
 /// Most octets of a request's body.
 const MOST_BODY: usize = 1 << 20;
@@ -145,7 +145,7 @@ async fn create_vhost<A: Appliance>(
     State(appliance): State<Arc<A>>,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let vhost = read::<VhostInput>(&body)?.build(None, &appliance.world().facts.intent().domain)?;
+    let vhost = vhost_input::vhost(read(&body)?, None, &appliance.world().facts.intent().domain)?;
     let name = vhost.app_name.to_string();
     change(&*appliance, move |facts| edit::put_vhost(facts, vhost, false)).await?;
     Ok((StatusCode::CREATED, find_vhost(&*appliance, &name)?).into_response())
@@ -156,7 +156,7 @@ async fn put_vhost<A: Appliance>(
     Path(name): Path<String>,
     body: Bytes,
 ) -> Answer<VhostView> {
-    let vhost = read::<VhostInput>(&body)?.build(Some(&name), &appliance.world().facts.intent().domain)?;
+    let vhost = vhost_input::vhost(read(&body)?, Some(&name), &appliance.world().facts.intent().domain)?;
     change(&*appliance, move |facts| edit::put_vhost(facts, vhost, true)).await?;
     find_vhost(&*appliance, &name)
 }

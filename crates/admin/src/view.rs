@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use proximity_table::{
-    App, AppState, Backend, BackendTarget, Forward, ForwardTarget, Health, HealthPolicy, HostKind, Label,
-    Lease, LeaseState, Name, RecordType, Reservation, Route, Source, Timestamp, Vhost, World,
+    App, AppState, Forward, ForwardTarget, HostKind, Lease, LeaseState, Name, RecordType, Reservation,
+    Source, Timestamp, World,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::VhostView;
 
 /// A list, and how many there are.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -16,49 +18,6 @@ pub struct Page<T> {
     pub items: Vec<T>,
     /// How many rows there are.
     pub total: usize,
-}
-
-/// A virtual host.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct VhostView {
-    pub app_name: String,
-    pub hostname: String,
-    pub aliases: Vec<String>,
-    pub backend_ip: Option<Ipv4Addr>,
-    pub backend_port: Option<u16>,
-    /// Every backend as it was asked for.
-    pub backends: Vec<String>,
-    pub protocol: String,
-    pub enabled: bool,
-    pub source: Source,
-    /// What a request meets: ready, starting, stopped or disabled.
-    pub verdict: String,
-    pub url: String,
-    pub health: HealthView,
-}
-
-/// What the probes of a vhost found.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct HealthView {
-    pub state: String,
-    pub since: Option<String>,
-    pub reason: Option<String>,
-    pub uri: String,
-    pub interval: String,
-    pub timeout: String,
-    pub backends: Vec<CheckView>,
-}
-
-/// What the probes of one backend found.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct CheckView {
-    pub backend: String,
-    pub state: String,
-    pub since: Option<String>,
-    pub reason: Option<String>,
 }
 
 /// A lease, or a reservation that has none.
@@ -181,129 +140,6 @@ pub struct Reloaded {
 pub fn rfc3339(at: Timestamp) -> Option<String> {
     let seconds = i64::try_from(at.0).ok()?;
     jiff::Timestamp::from_second(seconds).ok().map(|at| at.to_string())
-}
-
-impl VhostView {
-    /// Every vhost by app name, those made from leases too.
-    pub fn all(world: &World) -> Vec<VhostView> {
-        let asked = world
-            .facts
-            .intent()
-            .vhosts
-            .values()
-            .map(|(source, vhost)| VhostView::asked(world, *source, vhost));
-        let leased = world.routes.values().filter(|route| route.source == Source::Lease);
-        let mut views: Vec<VhostView> = asked.chain(leased.map(|route| VhostView::leased(route))).collect();
-        views.sort_by(|a, b| (&a.app_name, &a.hostname).cmp(&(&b.app_name, &b.hostname)));
-        views
-    }
-
-    /// The vhost of this name or host name: one that was asked for before one made from a lease.
-    pub fn named(world: &World, name: &str) -> Option<VhostView> {
-        let name = name.to_ascii_lowercase();
-        let asked = name.parse().ok().and_then(|label: Label| world.facts.intent().vhosts.get(&label));
-        if let Some((source, vhost)) = asked {
-            return Some(VhostView::asked(world, *source, vhost));
-        }
-        let of_app = || {
-            let label: Label = name.parse().ok()?;
-            let networks = &world.facts.intent().networks;
-            networks.iter().find_map(|net| world.route(&net.domain.child(&label).ok()?.to_string()))
-        };
-        world.route(&name).or_else(of_app).and_then(|route| VhostView::of(world, route))
-    }
-
-    /// The vhost that a route belongs to.
-    fn of(world: &World, route: &Route) -> Option<VhostView> {
-        if route.source == Source::Lease {
-            return Some(VhostView::leased(route));
-        }
-        let (source, vhost) = world.facts.intent().vhosts.get(&route.app.parse::<Label>().ok()?)?;
-        Some(VhostView::asked(world, *source, vhost))
-    }
-
-    fn asked(world: &World, source: Source, vhost: &Vhost) -> VhostView {
-        let route =
-            world.route(&vhost.hostname.to_string()).filter(|route| *route.app == *vhost.app_name.as_str());
-        let first = route.and_then(|route| route.backends().next()).map(|backend| backend.key.addr);
-        let port = vhost.backends.first().map(|target| match target {
-            BackendTarget::Address(addr) => addr.port(),
-            BackendTarget::App { port, .. } => *port,
-        });
-        VhostView {
-            app_name: vhost.app_name.to_string(),
-            hostname: vhost.hostname.to_string(),
-            aliases: vhost.aliases.iter().map(Name::to_string).collect(),
-            backend_ip: first.map(|addr| *addr.ip()),
-            backend_port: port,
-            backends: vhost.backends.iter().map(target_text).collect(),
-            protocol: vhost.protocol.as_str().to_owned(),
-            enabled: vhost.enabled,
-            source,
-            verdict: route.map_or("shadowed", |route| route.verdict().as_str()).to_owned(),
-            url: format!("http://{}", vhost.hostname),
-            health: HealthView::of(
-                &vhost.health,
-                route.and_then(|route| route.root.service()).map_or(&[], |service| &service.candidates),
-            ),
-        }
-    }
-
-    fn leased(route: &Route) -> VhostView {
-        let service = route.root.service();
-        let usable = service.and_then(|service| service.usable(route.from_lease()).next());
-        let backend = usable.or(route.backends().next()).map(|backend| backend.key.addr);
-        VhostView {
-            app_name: route.app.to_string(),
-            hostname: route.hostname.to_string(),
-            aliases: Vec::new(),
-            backend_ip: backend.map(|addr| *addr.ip()),
-            backend_port: backend.map(|addr| addr.port()),
-            backends: route.backends().map(|backend| backend.key.addr.to_string()).collect(),
-            protocol: service.map_or("http", |service| service.protocol.as_str()).to_owned(),
-            enabled: true,
-            source: Source::Lease,
-            verdict: route.verdict().as_str().to_owned(),
-            url: format!("http://{}", route.hostname),
-            health: HealthView::of(
-                &service.map_or_else(|| HealthPolicy::default().shared(), |service| service.health.clone()),
-                service.map_or(&[], |service| &service.candidates),
-            ),
-        }
-    }
-}
-
-impl HealthView {
-    fn of(policy: &HealthPolicy, backends: &[Backend]) -> HealthView {
-        let rank = |backend: &&Backend| match backend.state() {
-            proximity_table::HealthState::Healthy => 0,
-            proximity_table::HealthState::Unproven => 1,
-            proximity_table::HealthState::Unhealthy => 2,
-        };
-        let best = backends.iter().min_by_key(rank);
-        let health = best.and_then(|backend| backend.health.as_ref());
-        HealthView {
-            state: best.map(|backend| backend.state()).unwrap_or_default().as_str().to_owned(),
-            since: health.and_then(|health| rfc3339(health.since)),
-            reason: health.and_then(|health| health.reason.clone()),
-            uri: policy.uri.clone(),
-            interval: format!("{}s", policy.interval),
-            timeout: format!("{}s", policy.timeout),
-            backends: backends.iter().map(CheckView::of).collect(),
-        }
-    }
-}
-
-impl CheckView {
-    fn of(backend: &Backend) -> CheckView {
-        let health: Option<&Health> = backend.health.as_ref();
-        CheckView {
-            backend: backend.key.addr.to_string(),
-            state: backend.state().as_str().to_owned(),
-            since: health.and_then(|health| rfc3339(health.since)),
-            reason: health.and_then(|health| health.reason.clone()),
-        }
-    }
 }
 
 impl LeaseView {
@@ -472,7 +308,7 @@ impl AppView {
             name: app.name.to_string(),
             state: app.state().as_str().to_owned(),
             fqdn: host.map(|host| host.fqdn.to_string()),
-            url: vhost.as_ref().map(|vhost| vhost.url.clone()),
+            url: vhost.as_ref().and_then(|vhost| vhost.url.clone()),
             ip: host.map(|host| host.ip),
             mac: host.and_then(|host| host.mac).map(|mac| mac.to_string()),
             network: host.map(|host| host.network.name.to_string()),
@@ -483,13 +319,6 @@ impl AppView {
             vhost,
             notes,
         }
-    }
-}
-
-fn target_text(target: &BackendTarget) -> String {
-    match target {
-        BackendTarget::Address(addr) => addr.to_string(),
-        BackendTarget::App { name, port } => format!("{name}:{port}"),
     }
 }
 

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
-use hyper::{Method, Request};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use proximity_admin::{BASE, Problem};
 use serde_json::Value;
@@ -26,6 +26,22 @@ impl ApiClient {
 
     /// Asks and reads the answer; errors are one line that says what to do.
     pub fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, String> {
+        match self.ask(method, path, body)? {
+            (status, bytes) if status.is_success() => read(&bytes),
+            (status, bytes) => Err(refusal(status, &bytes)),
+        }
+    }
+
+    /// Reads an object; `None` when there is none.
+    pub fn find(&self, path: &str) -> Result<Option<Value>, String> {
+        match self.ask(Method::GET, path, None)? {
+            (status, bytes) if status.is_success() => read(&bytes).map(Some),
+            (StatusCode::NOT_FOUND, _) => Ok(None),
+            (status, bytes) => Err(refusal(status, &bytes)),
+        }
+    }
+
+    fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<(StatusCode, Bytes), String> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
         let asked =
@@ -36,7 +52,12 @@ impl ApiClient {
     }
 }
 
-async fn exchange(socket: &Path, method: Method, path: &str, body: Option<&Value>) -> Result<Value, String> {
+async fn exchange(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> Result<(StatusCode, Bytes), String> {
     let absent = |error: std::io::Error| {
         format!(
             "no appliance answers on {}: {error}: start it with `proximity run`, or name its socket with --socket",
@@ -60,14 +81,19 @@ async fn exchange(socket: &Path, method: Method, path: &str, body: Option<&Value
     let status = response.status();
     let read = Limited::new(response.into_body(), LONGEST_ANSWER).collect().await;
     let bytes = read.map_err(|error| format!("the answer cannot be read: {error}"))?.to_bytes();
-    if status.is_success() {
-        if bytes.is_empty() {
-            return Ok(Value::Null);
-        }
-        return serde_json::from_slice(&bytes).map_err(|error| format!("the answer is not JSON: {error}"));
+    Ok((status, bytes))
+}
+
+fn read(bytes: &[u8]) -> Result<Value, String> {
+    if bytes.is_empty() {
+        return Ok(Value::Null);
     }
-    match serde_json::from_slice::<Problem>(&bytes) {
-        Ok(problem) => Err(format!("{}; {}", problem.detail, problem.hint)),
-        Err(_) => Err(format!("the appliance answers {status}")),
+    serde_json::from_slice(bytes).map_err(|error| format!("the answer is not JSON: {error}"))
+}
+
+fn refusal(status: StatusCode, bytes: &[u8]) -> String {
+    match serde_json::from_slice::<Problem>(bytes) {
+        Ok(problem) => format!("{}; {}", problem.detail, problem.hint),
+        Err(_) => format!("the appliance answers {status}"),
     }
 }

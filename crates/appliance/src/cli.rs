@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::clock::Uptime;
-use crate::{commands, daemon};
+use crate::{commands, daemon, vhost_command};
 
 /// The whole network of a Proxmox host's apps: DHCP, DNS, reverse proxy, NAT and firewall from one table.
 #[derive(Debug, Parser)]
@@ -117,33 +117,96 @@ pub enum DnsCommand {
 pub enum VhostCommand {
     /// List all vhosts
     Ls,
-    /// Create a vhost
-    Add(VhostArgs),
-    /// Create or replace a vhost
-    Set(VhostArgs),
+    /// Show one vhost with everything that differs from the default
+    Show { name: String },
+    /// Create a vhost: `vhost add wiki mediawiki:8080`
+    Add {
+        /// The app
+        name: String,
+        /// Backend: address:port, address, or app:port; several for balancing
+        #[arg(required_unless_present = "redirect")]
+        backend: Vec<String>,
+        #[command(flatten)]
+        settings: Box<VhostSettings>,
+    },
+    /// Change what is given of a vhost, or create it; the rest stays
+    Set {
+        /// The app
+        name: String,
+        /// Backends, in place of those that it has
+        backend: Vec<String>,
+        #[command(flatten)]
+        settings: Box<VhostSettings>,
+    },
     /// Remove a vhost
     Rm { name: String },
 }
 
-#[derive(Debug, Args)]
-pub struct VhostArgs {
-    /// The app
-    pub name: String,
-    /// Backend: address:port, address, or app:port; several for balancing
-    #[arg(required = true)]
-    pub backend: Vec<String>,
-    /// Host name [default: NAME.DOMAIN]
+/// What `vhost add` and `vhost set` take beside the backends. Lists replace those that are there.
+#[derive(Debug, Default, Args)]
+pub struct VhostSettings {
+    /// Host name, `*.…` for all below [default: NAME.DOMAIN]
     #[arg(long)]
     pub hostname: Option<String>,
     /// Further host name; may be given more than once
     #[arg(long)]
     pub alias: Vec<String>,
+    /// http, https or h2c towards the backends
+    #[arg(long)]
+    pub protocol: Option<String>,
     /// Path that is probed
     #[arg(long, value_name = "PATH")]
     pub health_uri: Option<String>,
+    /// Send clients there instead, such as https://new.example{uri}
+    #[arg(long, value_name = "URL", conflicts_with = "backend")]
+    pub redirect: Option<String>,
+    /// 301, 302, 303, 307 or 308
+    #[arg(long, value_name = "STATUS")]
+    pub redirect_status: Option<u16>,
+    /// What goes elsewhere: `/api=api:3000`, several backends with commas, or `/old=/new{uri}`; may be given
+    /// more than once, and beside those that are there
+    #[arg(long, value_name = "PREFIX=TO")]
+    pub path: Vec<String>,
+    /// The same, the prefix taken away on the way
+    #[arg(long, value_name = "PREFIX=TO")]
+    pub strip_path: Vec<String>,
+    /// round_robin, least_connections or random_two
+    #[arg(long, value_name = "HOW")]
+    pub balance: Option<String>,
+    /// Keep visitors at a backend by ip, cookie, cookie:NAME or header:NAME
+    #[arg(long, value_name = "WHAT")]
+    pub affinity: Option<String>,
+    /// What the backend sees in Host: backend or preserve
+    #[arg(long, value_name = "WHAT")]
+    pub host_header: Option<String>,
+    /// Network that may; may be given more than once
+    #[arg(long, value_name = "NETWORK")]
+    pub allow: Vec<String>,
+    /// Network that may not; may be given more than once
+    #[arg(long, value_name = "NETWORK")]
+    pub deny: Vec<String>,
+    /// App that may; may be given more than once
+    #[arg(long, value_name = "APP")]
+    pub allow_app: Vec<String>,
+    /// Requests for unknown hosts come here
+    #[arg(long)]
+    pub default: bool,
+    /// Compress responses
+    #[arg(long)]
+    pub compress: bool,
     /// Answer with a page that says the vhost is disabled
     #[arg(long)]
     pub disabled: bool,
+    /// No longer disabled
+    #[arg(long, conflicts_with = "disabled")]
+    pub enabled: bool,
+    /// Any key of [[vhost]], such as timeouts.total=30s or response_headers.remove='["X-Frame-Options"]'; may
+    /// be given more than once
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Back to the default, such as auth or path; may be given more than once
+    #[arg(long, value_name = "KEY")]
+    pub unset: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -181,7 +244,7 @@ pub fn run(uptime: Uptime) -> ExitCode {
         Command::App(command) => commands::app(&asked, command),
         Command::Lease(command) => commands::lease(&asked, command),
         Command::Dns(command) => commands::dns(&asked, command),
-        Command::Vhost(command) => commands::vhost(&asked, command),
+        Command::Vhost(command) => vhost_command::run(&asked, command),
         Command::Forward(command) => commands::forward(&asked, command),
     };
     match result {

@@ -4,16 +4,16 @@ use std::path::PathBuf;
 
 use hyper::Method;
 use proximity_admin::{
-    AppView, ForwardInput, ForwardView, HealthInput, LeaseView, Page, RecordInput, RecordView, Reloaded,
-    ReservationInput, Status, VhostInput, VhostView,
+    AppView, ForwardInput, ForwardView, LeaseView, Page, RecordInput, RecordView, Reloaded, ReservationInput,
+    Status,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::api_client::ApiClient;
-use crate::cli::{AppCommand, DnsCommand, ForwardCommand, LeaseCommand, Place, VhostArgs, VhostCommand};
-use crate::{daemon, say, table_text};
+use crate::cli::{AppCommand, DnsCommand, ForwardCommand, LeaseCommand, Place};
+use crate::{daemon, say, table_text, vhost_command};
 
 /// What holds for every command.
 pub struct Asked {
@@ -23,7 +23,7 @@ pub struct Asked {
     pub json: bool,
 }
 
-type Done = Result<(), String>;
+pub type Done = Result<(), String>;
 
 pub fn validate(asked: &Asked, file: Option<PathBuf>) -> Done {
     let path = file.unwrap_or_else(|| asked.place.config.clone());
@@ -145,7 +145,7 @@ pub fn app(asked: &Asked, command: AppCommand) -> Done {
                     ("URL", text(app.url)),
                 ];
                 if let Some(vhost) = app.vhost {
-                    rows.push(("vhost", format!("{} ({})", vhost.verdict, vhost.backends.join(", "))));
+                    rows.push(("vhost", format!("{} ({})", vhost.verdict, vhost_command::target(&vhost))));
                     rows.push((
                         "health",
                         format!("{} {}", vhost.health.state, vhost.health.reason.unwrap_or_default()),
@@ -223,42 +223,6 @@ pub fn dns(asked: &Asked, command: DnsCommand) -> Done {
     }
 }
 
-pub fn vhost(asked: &Asked, command: VhostCommand) -> Done {
-    match command {
-        VhostCommand::Ls => asked.list(
-            "/vhosts",
-            "no vhost",
-            &["app", "hostname", "backends", "verdict", "health", "source"],
-            |vhost: VhostView| {
-                let source = json!(vhost.source).as_str().unwrap_or_default().to_owned();
-                vec![
-                    vhost.app_name,
-                    vhost.hostname,
-                    vhost.backends.join(", "),
-                    vhost.verdict,
-                    vhost.health.state,
-                    source,
-                ]
-            },
-        ),
-        VhostCommand::Add(args) => {
-            let done = format!("the vhost {} is there", args.name);
-            asked.change(Method::POST, "/vhosts", Some(vhost_body(args)), &done)
-        }
-        VhostCommand::Set(args) => {
-            let (path, done) =
-                (format!("/vhosts/{}", escape(&args.name)), format!("the vhost {} is set", args.name));
-            asked.change(Method::PUT, &path, Some(vhost_body(args)), &done)
-        }
-        VhostCommand::Rm { name } => asked.change(
-            Method::DELETE,
-            &format!("/vhosts/{}", escape(&name)),
-            None,
-            &format!("the vhost {name} is removed"),
-        ),
-    }
-}
-
 pub fn forward(asked: &Asked, command: ForwardCommand) -> Done {
     match command {
         ForwardCommand::Ls => asked.list(
@@ -297,7 +261,11 @@ pub fn forward(asked: &Asked, command: ForwardCommand) -> Done {
 }
 
 impl Asked {
-    fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, String> {
+    pub fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, String> {
+        self.client().call(method, path, body)
+    }
+
+    pub fn client(&self) -> ApiClient {
         let socket = match &self.place.socket {
             Some(socket) => socket.clone(),
             None => {
@@ -305,10 +273,10 @@ impl Asked {
                 proximity_config::Config::run_dir(&text).join("admin.sock")
             }
         };
-        ApiClient::new(socket).call(method, path, body)
+        ApiClient::new(socket)
     }
 
-    fn show<T: DeserializeOwned>(&self, answer: Value, print: impl FnOnce(T)) -> Done {
+    pub fn show<T: DeserializeOwned>(&self, answer: Value, print: impl FnOnce(T)) -> Done {
         if self.json {
             say!("{}", if answer.is_null() { json!({}) } else { answer });
             return Ok(());
@@ -317,7 +285,7 @@ impl Asked {
         value.map(print).map_err(|error| format!("the answer is of another version: {error}"))
     }
 
-    fn list<T: DeserializeOwned + Serialize>(
+    pub fn list<T: DeserializeOwned + Serialize>(
         &self,
         path: &str,
         empty: &str,
@@ -334,7 +302,7 @@ impl Asked {
         })
     }
 
-    fn change(&self, method: Method, path: &str, body: Option<Value>, done: &str) -> Done {
+    pub fn change(&self, method: Method, path: &str, body: Option<Value>, done: &str) -> Done {
         let answer = self.call(method, path, body.as_ref())?;
         if self.json {
             say!("{answer}")
@@ -345,29 +313,12 @@ impl Asked {
     }
 }
 
-fn vhost_body(args: VhostArgs) -> Value {
-    // A bare address means port 80.
-    let backends = args
-        .backend
-        .iter()
-        .map(|backend| if backend.contains(':') { backend.clone() } else { format!("{backend}:80") });
-    json!(VhostInput {
-        app_name: Some(args.name),
-        hostname: args.hostname,
-        aliases: args.alias,
-        backends: backends.collect(),
-        enabled: Some(!args.disabled),
-        health: args.health_uri.map(|uri| HealthInput { uri: Some(uri), ..HealthInput::default() }),
-        ..VhostInput::default()
-    })
-}
-
-fn text(value: Option<impl ToString>) -> String {
+pub fn text(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
 /// A path segment: whatever is not plain is written as its octets.
-fn escape(segment: &str) -> String {
+pub fn escape(segment: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~*:".contains(&b);
     segment.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }

@@ -18,6 +18,8 @@ mod registrar;
 mod table_text;
 mod token;
 mod uplink;
+mod vhost_command;
+mod vhost_edit;
 mod vital;
 
 use std::process::ExitCode;

@@ -18,12 +18,17 @@ pub fn all(config: &Config, report: &Report) {
     }
     let mut claims: BTreeMap<&Name, &str> = BTreeMap::new();
     for (_, vhost) in intent.vhosts.values() {
-        for name in std::iter::once(&vhost.hostname).chain(&vhost.aliases) {
+        for name in vhost.names() {
             if let Some(other) = claims.insert(name, vhost.app_name.as_str()) {
                 let message = format!("{name} is claimed by the vhosts `{other}` and `{}`", vhost.app_name);
                 add(message, "give each host name to one vhost");
             }
         }
+    }
+    let mut defaults = intent.vhosts.values().filter(|(_, vhost)| vhost.default);
+    if let (Some((_, first)), Some((_, second))) = (defaults.next(), defaults.next()) {
+        let message = format!("the vhosts `{}` and `{}` are both default", first.app_name, second.app_name);
+        add(message, "write default = true in one of them");
     }
     for ((name, rtype), (_, records)) in &intent.records {
         if !intent.serves(name) {

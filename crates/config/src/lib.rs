@@ -6,18 +6,26 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod header_edits;
+mod json;
 mod network;
 mod objects;
+mod password_hash;
 mod problem;
+mod proxy;
 mod section;
+mod vhost;
+mod vhost_policy;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use proximity_table::{Intent, Ipv4Net, Label, Name, Protocol};
 
-pub use objects::{backend_target, forward_target, vhost_hostname};
+pub use json::vhost_from_json;
+pub use objects::forward_target;
 pub use problem::{Problem, Report};
+pub use proxy::Proxy;
 use section::Section;
 pub use section::parse_duration;
 
@@ -93,15 +101,6 @@ pub struct Dns {
     pub upstream: Vec<SocketAddr>,
 }
 
-/// `[proxy]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Proxy {
-    /// Whether HTTP is served.
-    pub enabled: bool,
-    /// Addresses to listen on.
-    pub listen: Vec<SocketAddr>,
-}
-
 /// `[admin]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
@@ -142,7 +141,9 @@ impl Config {
         note(self.wan != running.wan, "wan.address");
         note(self.intent.wan_interface != running.intent.wan_interface, "wan.interface");
         note(self.dns.enabled != running.dns.enabled || self.dns.listen != running.dns.listen, "dns.listen");
-        note(self.proxy != running.proxy, "proxy.listen");
+        let listens = |config: &Config| (config.proxy.enabled, config.proxy.listen.clone());
+        note(listens(self) != listens(running), "proxy.listen");
+        note(self.proxy.settings != running.proxy.settings, "proxy (limits, times and logs)");
         note(self.admin != running.admin, "admin.listen");
         let links = |config: &Config| -> Vec<_> {
             let nets = config.intent.networks.iter();
@@ -194,17 +195,8 @@ impl Config {
         let records = objects::records(&mut table, &domain);
         table.finish();
 
-        let mut table = root.table("proxy");
-        let proxy = Proxy {
-            enabled: table.boolean("enabled", true),
-            listen: table.addresses("listen", 80, &["0.0.0.0:80"]),
-        };
-        if table.has("listen_tls") {
-            table.refuse("listen_tls", "TLS is not served by this version yet", "remove listen_tls");
-        }
-        table.finish();
-
-        let vhosts = objects::vhosts(root, &domain);
+        let proxy = proxy::read(root);
+        let vhosts = vhost::read_all(root, &domain);
 
         let mut table = root.table("nat");
         let nat = table.boolean("enabled", true);
@@ -285,3 +277,5 @@ fn wan_address(table: &mut Section<'_>) -> WanAddress {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vhost_tests;

@@ -8,6 +8,10 @@ use toml_edit::{Item, TableLike, Value};
 
 use crate::Report;
 
+mod values;
+
+pub use values::Entry;
+
 /// One table of the file while it is read: each key is asked for once, and what was never asked for is a
 /// mistake of the writer.
 pub struct Section<'a> {
@@ -21,6 +25,16 @@ pub struct Section<'a> {
 impl<'a> Section<'a> {
     pub fn root(table: &'a dyn TableLike, report: &'a Report) -> Section<'a> {
         Section { table: Some(table), path: String::new(), span: None, known: Vec::new(), report }
+    }
+
+    /// A table that stands by itself; its problems are told as of `name`.
+    pub fn named(name: &str, table: &'a dyn TableLike, report: &'a Report) -> Section<'a> {
+        Section { path: name.to_owned(), ..Section::root(table, report) }
+    }
+
+    /// Where in the file the table is.
+    pub fn place(&self) -> &str {
+        &self.path
     }
 
     /// The table under `key`; an empty one when it is absent.
@@ -63,6 +77,14 @@ impl<'a> Section<'a> {
 
     pub fn has(&mut self, key: &'static str) -> bool {
         self.take(key).is_some()
+    }
+
+    pub fn is_list(&mut self, key: &'static str) -> bool {
+        self.take(key).is_some_and(Item::is_array)
+    }
+
+    pub fn is_empty_list(&mut self, key: &'static str) -> bool {
+        self.take(key).and_then(Item::as_array).is_some_and(|list| list.is_empty())
     }
 
     pub fn boolean(&mut self, key: &'static str, default: bool) -> bool {

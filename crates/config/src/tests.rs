@@ -78,7 +78,7 @@ timeout = 0
 "#;
     let found = problems(text);
     let lines: Vec<usize> = found.iter().map(|(line, ..)| *line).collect();
-    assert_eq!(lines, [3, 6, 8, 12, 13, 13, 15], "{found:#?}");
+    assert_eq!(lines, [3, 6, 8, 12, 13, 15], "{found:#?}");
     assert!(found[0].1.contains("appliance.hostnme") && found[0].2.contains("hostname"), "{:?}", found[0]);
     assert!(found.iter().all(|(_, message, hint)| !message.is_empty() && !hint.is_empty()));
 }

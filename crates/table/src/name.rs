@@ -35,6 +35,9 @@ pub enum NameError {
     /// A host name label that starts or ends with a hyphen.
     #[error("`{0}` starts or ends with a hyphen: begin and end with a letter or digit")]
     EdgeHyphen(String),
+    /// A `*` that stands for anything else than every name below another.
+    #[error("`{0}` has a `*` that is not the whole first label: write it as *.shop.prox.local")]
+    Wildcard(String),
 }
 
 impl Label {
