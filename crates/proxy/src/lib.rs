@@ -18,6 +18,8 @@ mod balance;
 mod basic_auth;
 mod buffer;
 mod caller;
+mod client_connections;
+mod client_key;
 mod clock;
 mod escape;
 mod exchange;
@@ -33,8 +35,10 @@ mod path;
 mod peers;
 mod pool;
 mod prober;
+mod rate;
 mod relay;
 mod reply;
+mod retry_budget;
 mod server;
 mod side;
 mod site;
@@ -53,6 +57,7 @@ pub use balance::{
     Ask, Choice, Chosen, CookieValue, Member, Rules, Spread, Sticky, Tried, choose, cookie_value,
 };
 pub use basic_auth::{Answer, Attempt, BasicAuthError, BasicUsers, RightPassword, VerifiedPasswords};
+pub use client_connections::{ClientConnections, ClientSlot, TooManyConnections};
 pub use forwarded::{
     Element, ForwardedError, Hop, Node, Origin, Scheme, Told, origin, parse_forwarded, write_forwarded,
     write_x_forwarded_for,
@@ -63,5 +68,7 @@ pub use host::{HostError, normalise};
 pub use pages::{AppLink, Inside, Page, Rendered};
 pub use path::{NormalPath, PathError, has_prefix, redirect_location, split_target, strip_prefix};
 pub use prober::{HealthReport, probe};
+pub use rate::{Bucket, RateTable, RetryAfter};
+pub use retry_budget::RetryBudget;
 pub use server::{DataPlane, Settings, Snapshot, listen};
 pub use stats::{ByReason, Counters, Reason, Totals};
