@@ -35,6 +35,7 @@ mod path;
 mod peers;
 mod pool;
 mod prober;
+mod proxy_protocol;
 mod rate;
 mod relay;
 mod reply;
@@ -68,6 +69,9 @@ pub use host::{HostError, normalise};
 pub use pages::{AppLink, Inside, Page, Rendered};
 pub use path::{NormalPath, PathError, has_prefix, redirect_location, split_target, strip_prefix};
 pub use prober::{HealthReport, probe};
+pub use proxy_protocol::{
+    Addresses, LONGEST as LONGEST_PROXY_HEADER, ProxyHeader, ProxyHeaderError, ProxyVersion,
+};
 pub use rate::{Bucket, RateTable, RetryAfter};
 pub use retry_budget::RetryBudget;
 pub use server::{DataPlane, Settings, Snapshot, listen};
