@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use proximity_table::Label;
+use proximity_table::{Access, Label};
 
 use crate::Reason;
 
@@ -62,6 +62,16 @@ impl AccessRules {
             return Ok(());
         }
         Err(Denied::NotListed)
+    }
+}
+
+impl From<&Access> for AccessRules {
+    fn from(access: &Access) -> AccessRules {
+        AccessRules::new(
+            access.allow.iter().copied(),
+            access.deny.iter().copied(),
+            access.apps.iter().cloned(),
+        )
     }
 }
 

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use proximity_table::BackendKey;
+use proximity_table::{BackendKey, PassivePolicy};
 
 use crate::backend_slots::{Full, InFlight, QueueFull, Slots, Waiting};
 
@@ -94,9 +94,10 @@ pub struct Backends {
     of: Mutex<HashMap<BackendKey, Arc<BackendState>>>,
 }
 
-impl Default for Passive {
-    fn default() -> Passive {
-        Passive { failures: 3, window_ms: 30_000, pause_ms: 10_000 }
+impl From<PassivePolicy> for Passive {
+    fn from(policy: PassivePolicy) -> Passive {
+        let ms = |seconds: u32| u64::from(seconds) * 1000;
+        Passive { failures: policy.failures, window_ms: ms(policy.window), pause_ms: ms(policy.pause) }
     }
 }
 
@@ -202,7 +203,7 @@ impl BackendState {
         self.usable_since.store(now_ms, Relaxed);
     }
 
-    /// The share of requests that it may get, 1 to [`FULL_WEIGHT`]; grows over `slow_start_ms` (0 for at once).
+    /// The share of requests that it may get, 1 to 256; grows over `slow_start_ms` (0 for at once).
     pub fn weight(&self, now_ms: u64, slow_start_ms: u64) -> u32 {
         if slow_start_ms == 0 {
             return FULL_WEIGHT;

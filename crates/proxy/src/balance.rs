@@ -1,24 +1,15 @@
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use proximity_table::BackendKey;
+use proximity_table::{BackendKey, Balance, VhostPolicy};
 
 use crate::backend_slots::InFlight;
 use crate::backend_state::{BackendState, FULL_WEIGHT, Passage};
 
-/// Vhosts with several backends whose turn is remembered; more start over.
-const REMEMBERED: usize = 4096;
 /// Backends that one request has tried at most; a retry beyond them may meet the first again.
 const MOST_TRIED: usize = 8;
 /// How often a choice starts over because another thread was quicker.
 const MOST_RACES: usize = 8;
-
-/// Whose turn it is: round robin for each vhost that has several backends.
-#[derive(Debug, Default)]
-pub struct Turns {
-    of_app: HashMap<Arc<str>, usize>,
-}
 
 /// A backend that a request may go to, with its state.
 #[derive(Clone, Debug)]
@@ -29,23 +20,11 @@ pub struct Member {
     pub state: Arc<BackendState>,
 }
 
-/// How requests are spread.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Spread {
-    /// One after the other.
-    #[default]
-    RoundRobin,
-    /// To the one that carries the fewest.
-    LeastConnections,
-    /// To the better of two picked by chance: nearly as even, and no herd runs to the same one.
-    RandomTwo,
-}
-
 /// What does not change from one request of a vhost to the next.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rules {
     /// How requests are spread.
-    pub spread: Spread,
+    pub spread: Balance,
     /// Requests that one backend carries at a time, 0 for any number.
     pub limit: u32,
     /// Length of a pause, in ms.
@@ -76,7 +55,7 @@ pub enum Sticky<'a> {
 /// What a choice depends on besides the rules.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
-    /// From [`Turns::turn`].
+    /// Counts the requests of the vhost; may wrap.
     pub turn: usize,
     /// Any number, another one for each request.
     pub entropy: u64,
@@ -183,6 +162,16 @@ fn enter(index: usize, member: &Member, rules: &Rules, ask: &Ask<'_>, is_trial: 
 }
 
 impl Rules {
+    /// What the policy of a vhost asks for.
+    pub fn of(policy: &VhostPolicy) -> Rules {
+        Rules {
+            spread: policy.balance,
+            limit: policy.limits.backend_connections,
+            pause_ms: u64::from(policy.passive.pause) * 1000,
+            slow_start_ms: u64::from(policy.slow_start) * 1000,
+        }
+    }
+
     fn pick(&self, members: &[Member], ask: &Ask<'_>, is_free: impl Fn(usize) -> bool) -> Option<usize> {
         let free = || (0..members.len()).filter(|&at| is_free(at));
         let nth = |n: usize| free().nth(n);
@@ -195,7 +184,7 @@ impl Rules {
             return nth(0);
         }
         match self.spread {
-            Spread::RoundRobin => {
+            Balance::RoundRobin => {
                 let mut chance = ask.entropy;
                 for step in 0..count {
                     let at = nth(ask.turn.wrapping_add(step) % count)?;
@@ -206,13 +195,13 @@ impl Rules {
                 }
                 nth(ask.turn % count)
             }
-            Spread::LeastConnections => {
+            Balance::LeastConnections => {
                 // Equals take turns.
                 let start = ask.turn % members.len();
                 let order = (start..members.len()).chain(0..start).filter(|&at| is_free(at));
                 order.reduce(|best, at| if is_better(at, best) { at } else { best })
             }
-            Spread::RandomTwo => {
+            Balance::RandomTwo => {
                 let first = (ask.entropy % count as u64) as usize;
                 let mut second = (mix(ask.entropy) % (count as u64 - 1)) as usize;
                 second += usize::from(second >= first);
@@ -240,29 +229,6 @@ impl Sticky<'_> {
         };
         let free = (0..members.len()).filter(|&at| is_free(at));
         free.max_by_key(|&at| mix(client ^ hash_backend(&members[at].key)))
-    }
-}
-
-impl Turns {
-    /// Index of the backend that gets the next request of `app`, out of `usable`.
-    pub fn next(&mut self, app: &Arc<str>, usable: usize) -> usize {
-        if usable <= 1 { 0 } else { self.turn(app, usable) % usable }
-    }
-
-    /// How many requests of `app` had a choice of backends before; 0 where there is none.
-    pub fn turn(&mut self, app: &Arc<str>, usable: usize) -> usize {
-        if usable <= 1 {
-            return 0;
-        }
-        if let Some(turn) = self.of_app.get_mut(app) {
-            *turn = turn.wrapping_add(1);
-            return *turn;
-        }
-        if self.of_app.len() >= REMEMBERED {
-            self.of_app.clear();
-        }
-        self.of_app.insert(app.clone(), 0);
-        0
     }
 }
 

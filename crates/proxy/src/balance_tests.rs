@@ -18,7 +18,7 @@ fn ask(turn: usize) -> Ask<'static> {
     Ask { turn, entropy: mix(turn as u64), now_ms: NOW, sticky: Sticky::Free, tried: Tried::default() }
 }
 
-fn rules(spread: Spread) -> Rules {
+fn rules(spread: Balance) -> Rules {
     Rules { spread, pause_ms: 1000, ..Rules::default() }
 }
 
@@ -37,37 +37,36 @@ fn shares(members: &[Member], rules: &Rules, requests: usize) -> Vec<usize> {
 }
 
 #[test]
-fn backends_take_turns_for_each_vhost_apart() {
-    let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
-    let mut turns = Turns::default();
-    let seen: Vec<usize> = [&a, &b, &a, &b, &a].into_iter().map(|app| turns.next(app, 3)).collect();
-    assert_eq!(seen, [0, 0, 1, 1, 2]);
-    assert_eq!(turns.next(&a, 2), 1);
-    assert_eq!(turns.next(&a, 1), 0);
-    assert_eq!((turns.turn(&a, 1), turns.turn(&a, 5)), (0, 4));
+fn backends_take_turns() {
+    let members = members(3);
+    let index = |turn| chosen(choose(&members, &rules(Balance::RoundRobin), &ask(turn))).index;
+    assert_eq!([0, 1, 2, 3, 4].map(index), [0, 1, 2, 0, 1]);
+    assert_eq!(index(usize::MAX), usize::MAX % 3);
 }
 
 #[test]
-fn memory_is_bounded() {
-    let mut turns = Turns::default();
-    for app in 0..3 * REMEMBERED {
-        turns.next(&app.to_string().into(), 2);
-    }
-    assert!(turns.of_app.len() <= REMEMBERED);
+fn the_policy_of_a_vhost_has_its_times_in_seconds() {
+    let mut policy = VhostPolicy { balance: Balance::RandomTwo, slow_start: 7, ..VhostPolicy::default() };
+    policy.limits.backend_connections = 9;
+    let rules = Rules::of(&policy);
+    assert_eq!((rules.spread, rules.limit), (Balance::RandomTwo, 9));
+    assert_eq!((rules.pause_ms, rules.slow_start_ms), (10_000, 7000));
+    let passive = Passive::from(policy.passive);
+    assert_eq!(passive, Passive { failures: 3, window_ms: 30_000, pause_ms: 10_000 });
 }
 
 #[test]
 fn round_robin_is_even_also_when_one_is_paused() {
     let members = members(4);
-    assert_eq!(shares(&members, &rules(Spread::RoundRobin), 40), [10, 10, 10, 10]);
+    assert_eq!(shares(&members, &rules(Balance::RoundRobin), 40), [10, 10, 10, 10]);
     members[1].state.failed(false, &PASSIVE, NOW);
-    assert_eq!(shares(&members, &rules(Spread::RoundRobin), 30), [10, 0, 10, 10]);
+    assert_eq!(shares(&members, &rules(Balance::RoundRobin), 30), [10, 0, 10, 10]);
 }
 
 #[test]
 fn least_connections_goes_to_the_idlest_and_equals_take_turns() {
     let members = members(3);
-    let rules = rules(Spread::LeastConnections);
+    let rules = rules(Balance::LeastConnections);
     assert_eq!(shares(&members, &rules, 30), [10, 10, 10]);
     let _busy: Vec<_> = [0, 0, 1].map(|at: usize| members[at].state.enter(0).unwrap()).into();
     assert_eq!(shares(&members, &rules, 30), [0, 0, 30]);
@@ -78,7 +77,7 @@ fn least_connections_goes_to_the_idlest_and_equals_take_turns() {
 #[test]
 fn random_two_is_nearly_even_and_never_takes_the_worst() {
     let members = members(4);
-    let rules = rules(Spread::RandomTwo);
+    let rules = rules(Balance::RandomTwo);
     let even = shares(&members, &rules, 4000);
     assert!(even.iter().all(|share| (800..1200).contains(share)), "{even:?}");
     let _busy = members[2].state.enter(0).unwrap();
@@ -93,11 +92,11 @@ fn a_backend_that_starts_slowly_gets_less() {
     members[1].state.became_usable(NOW - 500);
     let slow = |spread| Rules { slow_start_ms: 1000, ..rules(spread) };
     // Every second request is its turn, and half of those it gives away.
-    let shares = shares(&members, &slow(Spread::RoundRobin), 4000);
+    let shares = shares(&members, &slow(Balance::RoundRobin), 4000);
     assert!((900..1100).contains(&shares[1]), "{shares:?}");
     let mut held = Vec::new();
     for turn in 0..90 {
-        held.push(chosen(choose(&members, &slow(Spread::LeastConnections), &ask(turn))));
+        held.push(chosen(choose(&members, &slow(Balance::LeastConnections), &ask(turn))));
     }
     let on_slow = held.iter().filter(|one| one.index == 1).count();
     assert!((29..=31).contains(&on_slow), "{on_slow}");
@@ -106,7 +105,7 @@ fn a_backend_that_starts_slowly_gets_less() {
 #[test]
 fn full_and_tried_backends_are_passed_over() {
     let members = members(3);
-    let rules = Rules { limit: 1, ..rules(Spread::RoundRobin) };
+    let rules = Rules { limit: 1, ..rules(Balance::RoundRobin) };
     let first = chosen(choose(&members, &rules, &ask(0)));
     let second = chosen(choose(&members, &rules, &ask(0)));
     assert_eq!((first.index, second.index), (0, 1));
@@ -139,7 +138,7 @@ fn what_was_tried_is_remembered_within_bounds() {
 fn a_sole_backend_is_never_paused() {
     let members = members(1);
     members[0].state.failed(false, &PASSIVE, NOW);
-    let rules = Rules { limit: 1, ..rules(Spread::RoundRobin) };
+    let rules = Rules { limit: 1, ..rules(Balance::RoundRobin) };
     let one = chosen(choose(&members, &rules, &ask(0)));
     assert!(one.trial);
     assert!(matches!(choose(&members, &rules, &ask(0)), Choice::Full(0)));
@@ -155,7 +154,7 @@ fn a_sole_backend_is_never_paused() {
 fn pauses_count_only_while_somebody_is_better() {
     let members = members(2);
     members.iter().for_each(|member| assert!(member.state.failed(false, &PASSIVE, NOW)));
-    let rules = rules(Spread::RoundRobin);
+    let rules = rules(Balance::RoundRobin);
     assert!(chosen(choose(&members, &rules, &ask(0))).trial);
     assert_eq!(shares(&members, &rules, 10), [5, 5]);
     // The only one that is not paused was tried.
@@ -170,7 +169,7 @@ fn pauses_count_only_while_somebody_is_better() {
 fn after_its_pause_a_backend_gets_one_request() {
     let members = members(2);
     members[1].state.failed(false, &PASSIVE, NOW - 1000);
-    let rules = rules(Spread::RoundRobin);
+    let rules = rules(Balance::RoundRobin);
     let picks: Vec<_> = (0..10).map(|turn| chosen(choose(&members, &rules, &ask(turn)))).collect();
     let trials: Vec<_> = picks.iter().filter(|one| one.index == 1).map(|one| one.trial).collect();
     assert_eq!(trials, [true]);
@@ -179,7 +178,7 @@ fn after_its_pause_a_backend_gets_one_request() {
 #[test]
 fn a_client_stays_where_it_is() {
     let members = members(5);
-    let rules = rules(Spread::RoundRobin);
+    let rules = rules(Balance::RoundRobin);
     let of = |members: &[Member], client: u32| {
         let sticky = Sticky::Client(Ipv4Addr::from(client).into());
         members[chosen(choose(members, &rules, &Ask { sticky, ..ask(client as usize) })).index].key
@@ -206,7 +205,7 @@ fn a_client_stays_where_it_is() {
 fn addresses_of_one_ipv6_network_and_values_of_a_header_are_each_one_client() {
     let members = members(7);
     fn of(members: &[Member], sticky: Sticky<'_>) -> usize {
-        chosen(choose(members, &rules(Spread::RoundRobin), &Ask { sticky, ..ask(0) })).index
+        chosen(choose(members, &rules(Balance::RoundRobin), &Ask { sticky, ..ask(0) })).index
     }
     let ip = |text: &str| of(&members, Sticky::Client(text.parse().unwrap()));
     assert_eq!(ip("2001:db8::1"), ip("2001:db8::ffff:1"));
@@ -220,7 +219,7 @@ fn addresses_of_one_ipv6_network_and_values_of_a_header_are_each_one_client() {
 #[test]
 fn a_cookie_names_the_backend() {
     let members = members(3);
-    let rules = Rules { limit: 1, ..rules(Spread::RoundRobin) };
+    let rules = Rules { limit: 1, ..rules(Balance::RoundRobin) };
     let with = |value, turn| Ask { sticky: Sticky::Cookie { value, salt: 7 }, ..ask(turn) };
     let first = chosen(choose(&members, &rules, &with(None, 1)));
     assert_eq!(first.index, 1);

@@ -7,6 +7,7 @@ use argon2::{Argon2, Params, PasswordVerifier};
 use base64ct::{Base64, Encoding};
 use blake2::Blake2sMac256;
 use blake2::digest::{KeyInit, Mac};
+use proximity_table::BasicAuth;
 use thiserror::Error;
 
 /// Longest credentials in octets, before decoding.
@@ -146,6 +147,15 @@ impl BasicUsers {
 
     fn hash_of(&self, name: &str) -> &StoredHash {
         self.users.get(name.as_bytes()).unwrap_or(&self.stand_in)
+    }
+}
+
+impl TryFrom<&BasicAuth> for BasicUsers {
+    type Error = BasicAuthError;
+
+    fn try_from(auth: &BasicAuth) -> Result<BasicUsers, BasicAuthError> {
+        let users = auth.users.iter().map(|user| (user.name.as_str(), user.hash.as_str()));
+        BasicUsers::new(&auth.realm, users)
     }
 }
 

@@ -1,3 +1,4 @@
+use proximity_table::HeaderEdits;
 use thiserror::Error;
 
 /// Longest name or value, in octets; a head has to hold it.
@@ -99,6 +100,17 @@ impl CompiledEdits {
     /// The fields to put in, for a message that has no lines (HTTP/2).
     pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
         self.fields.iter().map(|(name, value)| (&**name, &**value))
+    }
+}
+
+impl TryFrom<&HeaderEdits> for CompiledEdits {
+    type Error = EditError;
+
+    fn try_from(edits: &HeaderEdits) -> Result<CompiledEdits, EditError> {
+        fn fields(list: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
+            list.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+        }
+        CompiledEdits::new(fields(&edits.set), fields(&edits.add), edits.remove.iter().map(String::as_str))
     }
 }
 

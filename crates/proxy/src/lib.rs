@@ -54,9 +54,7 @@ pub use access_rules::{AccessRules, Denied};
 pub use access_writer::{AccessLog, AccessLogCounts, AccessSink};
 pub use backend_slots::{Full, InFlight, QueueFull, Slots, Waiting};
 pub use backend_state::{BackendLoad, BackendState, Backends, Circuit, Passage, Passive};
-pub use balance::{
-    Ask, Choice, Chosen, CookieValue, Member, Rules, Spread, Sticky, Tried, choose, cookie_value,
-};
+pub use balance::{Ask, Choice, Chosen, CookieValue, Member, Rules, Sticky, Tried, choose, cookie_value};
 pub use basic_auth::{Answer, Attempt, BasicAuthError, BasicUsers, RightPassword, VerifiedPasswords};
 pub use client_connections::{ClientConnections, ClientSlot, TooManyConnections};
 pub use forwarded::{
@@ -70,9 +68,9 @@ pub use pages::{AppLink, Inside, Page, Rendered};
 pub use path::{NormalPath, PathError, has_prefix, redirect_location, split_target, strip_prefix};
 pub use prober::{HealthReport, probe};
 pub use proxy_protocol::{
-    Addresses, LONGEST as LONGEST_PROXY_HEADER, ProxyHeader, ProxyHeaderError, ProxyVersion,
+    Addresses, LONGEST as LONGEST_PROXY_HEADER, ProxyHeader, ProxyHeaderError, write_proxy_header,
 };
-pub use rate::{Bucket, RateTable, RetryAfter};
+pub use rate::{RateTable, RetryAfter};
 pub use retry_budget::RetryBudget;
 pub use server::{DataPlane, Settings, Snapshot, listen};
 pub use stats::{ByReason, Counters, Reason, Totals};

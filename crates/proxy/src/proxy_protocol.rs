@@ -1,6 +1,7 @@
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use proximity_table::ProxyProtocol;
 use thiserror::Error;
 
 use crate::Reason;
@@ -31,15 +32,6 @@ pub struct Addresses {
     pub source: SocketAddr,
     /// What the client connected to.
     pub destination: SocketAddr,
-}
-
-/// Version of the header that is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProxyVersion {
-    /// A line of text.
-    V1,
-    /// Binary.
-    V2,
 }
 
 /// Why a connection does not begin with a header.
@@ -78,32 +70,30 @@ impl ProxyHeader {
     }
 }
 
-impl ProxyVersion {
-    /// Appends a header; without addresses it says that the proxy speaks for itself.
-    pub fn write(self, to: &mut Vec<u8>, addresses: Option<Addresses>) {
-        match (self, addresses) {
-            (ProxyVersion::V1, None) => to.extend_from_slice(b"PROXY UNKNOWN\r\n"),
-            (ProxyVersion::V1, Some(Addresses { source, destination })) => {
-                let (family, from, towards) = match pair(source.ip(), destination.ip()) {
-                    Pair::V4(from, towards) => ("TCP4", IpAddr::V4(from), IpAddr::V4(towards)),
-                    Pair::V6(from, towards) => ("TCP6", IpAddr::V6(from), IpAddr::V6(towards)),
-                };
-                let ports = (source.port(), destination.port());
-                // Writing to memory does not fail.
-                let _ = write!(to, "PROXY {family} {from} {towards} {} {}\r\n", ports.0, ports.1);
-            }
-            (ProxyVersion::V2, None) => write_v2(to, 0x20, 0, &[], &[]),
-            (ProxyVersion::V2, Some(Addresses { source, destination })) => {
-                let mut ports = [0; PORTS];
-                ports[..2].copy_from_slice(&source.port().to_be_bytes());
-                ports[2..].copy_from_slice(&destination.port().to_be_bytes());
-                match pair(source.ip(), destination.ip()) {
-                    Pair::V4(from, towards) => {
-                        write_v2(to, 0x21, 0x11, &[from.octets(), towards.octets()].concat(), &ports);
-                    }
-                    Pair::V6(from, towards) => {
-                        write_v2(to, 0x21, 0x21, &[from.octets(), towards.octets()].concat(), &ports);
-                    }
+/// Appends a header; without addresses it says that the proxy speaks for itself.
+pub fn write_proxy_header(version: ProxyProtocol, to: &mut Vec<u8>, addresses: Option<Addresses>) {
+    match (version, addresses) {
+        (ProxyProtocol::V1, None) => to.extend_from_slice(b"PROXY UNKNOWN\r\n"),
+        (ProxyProtocol::V1, Some(Addresses { source, destination })) => {
+            let (family, from, towards) = match pair(source.ip(), destination.ip()) {
+                Pair::V4(from, towards) => ("TCP4", IpAddr::V4(from), IpAddr::V4(towards)),
+                Pair::V6(from, towards) => ("TCP6", IpAddr::V6(from), IpAddr::V6(towards)),
+            };
+            let ports = (source.port(), destination.port());
+            // Writing to memory does not fail.
+            let _ = write!(to, "PROXY {family} {from} {towards} {} {}\r\n", ports.0, ports.1);
+        }
+        (ProxyProtocol::V2, None) => write_v2(to, 0x20, 0, &[], &[]),
+        (ProxyProtocol::V2, Some(Addresses { source, destination })) => {
+            let mut ports = [0; PORTS];
+            ports[..2].copy_from_slice(&source.port().to_be_bytes());
+            ports[2..].copy_from_slice(&destination.port().to_be_bytes());
+            match pair(source.ip(), destination.ip()) {
+                Pair::V4(from, towards) => {
+                    write_v2(to, 0x21, 0x11, &[from.octets(), towards.octets()].concat(), &ports);
+                }
+                Pair::V6(from, towards) => {
+                    write_v2(to, 0x21, 0x21, &[from.octets(), towards.octets()].concat(), &ports);
                 }
             }
         }
@@ -283,30 +273,30 @@ mod tests {
             ("[2001:db8::1]:1", "[fd00::9]:65535"),
             ("[2001:db8::1]:1", "10.20.0.9:80"),
         ];
-        for version in [ProxyVersion::V1, ProxyVersion::V2] {
+        for version in [ProxyProtocol::V1, ProxyProtocol::V2] {
             for (source, destination) in cases {
                 let mut header = Vec::new();
-                version.write(&mut header, Some(ends(source, destination)));
+                write_proxy_header(version, &mut header, Some(ends(source, destination)));
                 let expected =
                     ProxyHeader { length: header.len(), addresses: Some(ends(source, destination)) };
                 assert_eq!(read(&header), Ok(expected));
             }
             let mut own = Vec::new();
-            version.write(&mut own, None);
+            write_proxy_header(version, &mut own, None);
             assert_eq!(read(&own), Ok(ProxyHeader { length: own.len(), addresses: None }));
         }
     }
 
     #[test]
     fn octets_are_those_of_the_specification() {
-        let written = |version: ProxyVersion, source, destination| {
+        let written = |version: ProxyProtocol, source, destination| {
             let mut header = Vec::new();
-            version.write(&mut header, Some(ends(source, destination)));
+            write_proxy_header(version, &mut header, Some(ends(source, destination)));
             header
         };
-        let v1 = written(ProxyVersion::V1, "192.168.0.1:56324", "[::ffff:192.168.0.11]:443");
+        let v1 = written(ProxyProtocol::V1, "192.168.0.1:56324", "[::ffff:192.168.0.11]:443");
         assert_eq!(v1, b"PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\n");
-        let v2 = written(ProxyVersion::V2, "192.168.0.1:56324", "192.168.0.11:443");
+        let v2 = written(ProxyProtocol::V2, "192.168.0.1:56324", "192.168.0.11:443");
         let expected = b"\x0D\x0A\x0D\x0A\x00\x0D\x0A\x51\x55\x49\x54\x0A\x21\x11\x00\x0C\xC0\xA8\x00\x01\xC0\xA8\x00\x0B\xDC\x04\x01\xBB";
         assert_eq!(v2, expected);
     }

@@ -2,6 +2,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
+use proximity_table::Rate;
 use thiserror::Error;
 
 use crate::Reason;
@@ -10,15 +11,6 @@ use crate::client_key::ClientKey;
 /// Places for clients that share a hash, and a lock. 2048 × 8 clients are remembered, in 300 KB.
 const SETS: usize = 2048;
 const WAYS: usize = 8;
-
-/// How often a client may ask: a token bucket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bucket {
-    /// Requests each second in the long run, 0 for any number.
-    pub per_second: u32,
-    /// Requests at once after a rest, at least 1.
-    pub burst: u32,
-}
 
 /// The client has to wait before it asks again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -54,15 +46,15 @@ impl RateTable {
     }
 
     /// Takes a token out of the client's bucket, or tells when there will be one. `scope` tells the buckets of
-    /// different vhosts apart.
-    pub fn take(&self, scope: u64, client: IpAddr, bucket: Bucket, now_ms: u64) -> Result<(), RetryAfter> {
-        if bucket.per_second == 0 {
+    /// different vhosts apart. With a rate of 0 there is no limit.
+    pub fn take(&self, scope: u64, client: IpAddr, rate: Rate, now_ms: u64) -> Result<(), RetryAfter> {
+        if rate.per_second == 0 {
             return Ok(());
         }
         let id = self.hasher.hash_one((scope, ClientKey::from(client))).max(1);
         let now = now_ms.saturating_mul(1000);
-        let token = (1_000_000 / u64::from(bucket.per_second)).max(1);
-        let capacity = token * u64::from(bucket.burst.max(1));
+        let token = (1_000_000 / u64::from(rate.per_second)).max(1);
+        let capacity = token * u64::from(rate.burst.max(1));
         let Some(set) = self.sets.get(id as usize % SETS) else { return Ok(()) };
         let mut set = set.lock().unwrap_or_else(PoisonError::into_inner);
         // Unused places are full since the beginning of time.
@@ -97,7 +89,7 @@ mod tests {
 
     use super::*;
 
-    const FIVE: Bucket = Bucket { per_second: 5, burst: 10 };
+    const FIVE: Rate = Rate { per_second: 5, burst: 10 };
 
     fn table() -> RateTable {
         RateTable::new(RandomState::new())
@@ -107,8 +99,8 @@ mod tests {
         Ipv4Addr::from(0x0a00_0000 + number).into()
     }
 
-    fn granted(table: &RateTable, bucket: Bucket, now: u64, asked: usize) -> usize {
-        (0..asked).filter(|_| table.take(0, client(1), bucket, now).is_ok()).count()
+    fn granted(table: &RateTable, rate: Rate, now: u64, asked: usize) -> usize {
+        (0..asked).filter(|_| table.take(0, client(1), rate, now).is_ok()).count()
     }
 
     #[test]
@@ -132,13 +124,13 @@ mod tests {
     #[test]
     fn who_is_held_back_learns_for_how_long() {
         let table = table();
-        let slow = Bucket { per_second: 1, burst: 1 };
+        let slow = Rate { per_second: 1, burst: 1 };
         assert_eq!(table.take(0, client(1), slow, 0), Ok(()));
         assert_eq!(table.take(0, client(1), slow, 0), Err(RetryAfter { seconds: 1 }));
         assert_eq!(table.take(0, client(1), slow, 999), Err(RetryAfter { seconds: 1 }));
         assert_eq!(table.take(0, client(1), slow, 1000), Ok(()));
         // A bucket that was made smaller heals at once.
-        let large = Bucket { per_second: 1, burst: 1000 };
+        let large = Rate { per_second: 1, burst: 1000 };
         assert_eq!(granted(&table, large, 1_000_000, 1000), 1000);
         assert_eq!(table.take(0, client(1), slow, 1_000_000), Err(RetryAfter { seconds: 1 }));
     }
@@ -146,21 +138,21 @@ mod tests {
     #[test]
     fn clients_and_vhosts_have_buckets_of_their_own() {
         let table = table();
-        let one = Bucket { per_second: 1, burst: 1 };
+        let one = Rate { per_second: 1, burst: 1 };
         assert!(table.take(1, client(1), one, 0).is_ok());
         assert!(table.take(1, client(1), one, 0).is_err());
         assert!(table.take(2, client(1), one, 0).is_ok());
         assert!(table.take(1, client(2), one, 0).is_ok());
-        let none = Bucket { per_second: 0, burst: 0 };
+        let none = Rate { per_second: 0, burst: 0 };
         assert!((0..100).all(|_| table.take(1, client(1), none, 0).is_ok()));
-        let huge = Bucket { per_second: u32::MAX, burst: u32::MAX };
+        let huge = Rate { per_second: u32::MAX, burst: u32::MAX };
         assert!((0..100).all(|_| table.take(3, client(1), huge, u64::MAX).is_ok()));
     }
 
     #[test]
     fn those_held_back_are_not_forgotten_when_many_others_come() {
         let table = table();
-        let strict = Bucket { per_second: 1, burst: 100 };
+        let strict = Rate { per_second: 1, burst: 100 };
         while table.take(0, client(0), strict, 0).is_ok() {}
         let many = 4 * (SETS * WAYS) as u32;
         (1..many).for_each(|number| assert!(table.take(0, client(number), strict, 0).is_ok()));
