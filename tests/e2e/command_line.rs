@@ -2,7 +2,7 @@
 
 use proximity_lab::{DhcpClient, Output, WebServer};
 use proximity_tests::Site;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn done(site: &Site, arguments: &[&str]) -> String {
     let Output { status, stdout, stderr } = site.cli(arguments);
@@ -125,6 +125,42 @@ fn what_is_added_is_there_and_what_is_removed_is_gone() {
     assert_eq!(json(&site, &["forward", "ls"])["items"][0]["port"], 2222);
     done(&site, &["forward", "rm", "2222"]);
     assert!(site.api().items("/forwards").is_empty());
+}
+
+#[test]
+fn a_vhost_is_set_key_by_key_and_outlives_a_restart() {
+    let mut site = Site::start("");
+    let hash = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234";
+    let users = format!("auth.users.alice={hash}");
+    let add =
+        ["vhost", "add", "shop", "10.20.0.5:8080", "web:81", "--balance", "random_two", "--set", &users];
+    done(&site, &add);
+    done(&site, &["vhost", "set", "shop", "--set", "timeouts.total=30s", "--path", "/api=api:3000"]);
+    refused(&site, &["vhost", "set", "shop", "--set", "blance=fair"], "`balance`");
+    refused(&site, &["vhost", "set", "shop", "--redirect-status", "307"], "goes with redirect");
+    site.appliance.terminate(proximity_tests::PATIENCE).expect("it ends");
+    site.start_again();
+    let shown = json(&site, &["vhost", "show", "shop"]);
+    assert_eq!(shown["backends"], json!(["10.20.0.5:8080", "web:81"]));
+    assert_eq!((&shown["balance"], &shown["timeouts"]), (&json!("random_two"), &json!({"total": "30s"})));
+    assert_eq!(shown["auth"]["users"], json!(["alice"]));
+    assert_eq!(
+        (&shown["path"][0]["prefix"], &shown["path"][0]["verdict"]),
+        (&json!("/api"), &json!("stopped"))
+    );
+    let text = done(&site, &["vhost", "show", "shop"]);
+    for part in ["random_two", "timeouts.total", "path /api", "alice"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!text.contains("$2b$") && !shown.to_string().contains("$2b$"), "{text}");
+    done(&site, &["vhost", "set", "shop", "--unset", "auth", "--redirect", "https://new.example{uri}"]);
+    let shown = json(&site, &["vhost", "show", "shop"]);
+    assert_eq!((&shown["redirect"], &shown["backends"]), (&json!("https://new.example{uri}"), &json!([])));
+    assert!(
+        shown["auth"].is_null() && done(&site, &["vhost", "ls"]).contains("redirect to https://new.example")
+    );
+    done(&site, &["vhost", "add", "old", "--redirect", "/new", "--default"]);
+    refused(&site, &["vhost", "set", "shop", "--default"], "`old`");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use proximity_lab::{AppSpec, DhcpClient, WebServer, addresses};
 use proximity_tests::admin_api::{BASE, call_over_tcp};
+use proximity_tests::dns_probe::DnsProbe;
 use proximity_tests::http_exchange::{Answer, exchange, header};
 use proximity_tests::test_backend::TestBackend;
 use proximity_tests::{PATIENCE, Site, polling::until};
@@ -65,6 +66,28 @@ fn a_vhost_made_by_the_api_serves_until_it_is_deleted() {
     site.appliance.terminate(PATIENCE).expect("it ends");
     site.start_again();
     assert!(site.api().items("/vhosts").is_empty());
+}
+
+#[test]
+fn a_wildcard_vhost_serves_every_name_below() {
+    let site = Site::start("");
+    site.wait_wan();
+    let machine = site.probe_machine("10.20.0.5/24");
+    let _backend = TestBackend::page(&machine, 8080, "for all of them");
+    let vhost = json!({"app_name": "shop", "hostname": "*shop", "backends": ["10.20.0.5:8080"]});
+    let refused = site.api().call("POST", "/vhosts", Some(vhost)).expect(422);
+    assert!(refused["detail"].as_str().is_some_and(|detail| detail.contains("hostname")), "{refused}");
+    let vhost = json!({"app_name": "shop", "hostname": "*.shop", "backends": ["10.20.0.5:8080"]});
+    let made = site.api().call("POST", "/vhosts", Some(vhost)).expect(201);
+    assert_eq!((&made["hostname"], made["url"].is_null()), (&json!("*.shop.prox.local"), true));
+    expect_page(&site, "a.shop.prox.local", "for all of them");
+    expect_page(&site, "x.y.shop.prox.local", "for all of them");
+    assert_eq!(visit(&site, "shop.prox.local").status, 404);
+    let dns = DnsProbe::open(&machine, [10, 20, 0, 1].into());
+    assert_eq!(dns.address("a.shop.prox.local"), Some([10, 20, 0, 1].into()));
+    assert_eq!(site.api().call("DELETE", "/vhosts/shop", None).status, 204);
+    assert_eq!(visit(&site, "a.shop.prox.local").status, 404);
+    assert_eq!(dns.address("a.shop.prox.local"), None);
 }
 
 #[test]

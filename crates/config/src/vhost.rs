@@ -31,10 +31,11 @@ pub fn backend_target(text: &str) -> Option<BackendTarget> {
     Some(BackendTarget::App { name: name.parse().ok()?, port })
 }
 
-/// A vhost's host name: one word is a name of the domain, more than one stand for themselves. `*` may only be
-/// the whole first label of several.
+/// A vhost's host name: one word is a name of the domain, more than one stand for themselves. In front, `*.`
+/// makes it a wildcard; a `*` alone is that of the domain.
 pub fn vhost_hostname(text: &str, domain: &Name) -> Result<Name, NameError> {
-    let name: Name = if text.contains('.') { text.parse()? } else { Name::relative(text, domain)? };
+    let is_whole = text.strip_prefix("*.").unwrap_or(text).contains('.');
+    let name: Name = if is_whole { text.parse()? } else { Name::relative(text, domain)? };
     let stars = text.bytes().filter(|byte| *byte == b'*').count();
     match (stars, name.is_wildcard() && name.label_count() > 1) {
         (0, _) | (1, true) => Ok(name),
@@ -300,6 +301,8 @@ mod tests {
         let domain: Name = "prox.local".parse().unwrap();
         let name = |text: &str| vhost_hostname(text, &domain).map(|name| name.to_string()).ok();
         assert_eq!(name("*.Shop.prox.local").as_deref(), Some("*.shop.prox.local"));
+        assert_eq!(name("*.shop").as_deref(), Some("*.shop.prox.local"));
+        assert_eq!(name("*.local.").as_deref(), Some("*.local"));
         assert_eq!(name("*").as_deref(), Some("*.prox.local"));
         assert_eq!(name("shop").as_deref(), Some("shop.prox.local"));
         for wrong in ["a*.local", "a.*.local", "*.*.local", "**.local", "*.", "a*"] {

@@ -372,6 +372,23 @@ mod tests {
     }
 
     #[test]
+    fn a_vhost_of_the_first_version_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let row = br#"{"app_name":"web","hostname":"web.prox.local","aliases":[],
+            "backends":[{"app":{"name":"web","port":80}}],"protocol":"http","enabled":true,
+            "health":{"uri":"/","interval":30,"timeout":5}}"#;
+        let write = store.database().unwrap().begin_write().unwrap();
+        write.open_table(OBJECTS).unwrap().insert(("vhost", "web"), &row[..]).unwrap();
+        write.commit().unwrap();
+        let objects = store.load().unwrap().objects;
+        assert!(
+            matches!(&objects[..], [Change::Vhost(Source::Api, read)] if **read == vhost()),
+            "{objects:?}"
+        );
+    }
+
+    #[test]
     fn only_the_owner_may_read_the_file() {
         use std::os::unix::fs::PermissionsExt;
         let directory = tempfile::tempdir().unwrap();

@@ -3,6 +3,7 @@
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{RData, RecordType};
 use proximity_dns::{Outcome, Rcode, Transport};
+use proximity_table::{BackendTarget, Change, Generation, Source, Touched, Vhost, World};
 
 use crate::fixture::*;
 
@@ -155,6 +156,27 @@ fn wildcards_cover_what_does_not_exist() {
     let reply = ask(&world, "*.dev.prox.local.", RecordType::TXT);
     assert_eq!(lines(&reply.answers), ["*.dev.prox.local. 120 TXT any"]);
     assert_eq!(code("dev.prox.local.", RecordType::A), ResponseCode::NoError);
+}
+
+/// A vhost for `*.shop.prox.local` is found by every name below that is not there by itself.
+#[test]
+fn a_wildcard_vhost_leads_to_the_proxy() {
+    let mut facts = world_with(&[("own.shop", "A", "10.20.0.70")]).facts;
+    let hostname = "*.shop.prox.local".parse().unwrap();
+    let backend = BackendTarget::App { name: "nginx".parse().unwrap(), port: 80 };
+    let shop = Vhost::new("shop".parse().unwrap(), hostname, vec![backend]);
+    facts.apply(Change::Vhost(Source::Api, shop.into()), &mut Touched::default());
+    let world = World::derive(facts, Generation(78));
+    for name in ["a.shop.prox.local.", "x.y.shop.prox.local."] {
+        let reply = ask(&world, name, RecordType::A);
+        assert_eq!(lines(&reply.answers), [format!("{name} 60 A 10.20.0.1")]);
+        let reply = ask(&world, name, RecordType::AAAA);
+        assert!(reply.answers.is_empty() && reply.metadata.response_code == ResponseCode::NoError);
+    }
+    let reply = ask(&world, "own.shop.prox.local.", RecordType::A);
+    assert_eq!(lines(&reply.answers), ["own.shop.prox.local. 120 A 10.20.0.70"]);
+    let reply = ask(&world, "shop.prox.local.", RecordType::A);
+    assert!(reply.answers.is_empty(), "the wildcard is below that name");
 }
 
 /// RFC 4592 §4.9: a wildcard that is an empty non-terminal still covers: with no data.
