@@ -16,6 +16,9 @@ mod vhost_settings;
 mod vhost_view;
 mod view;
 
+#[cfg(test)]
+mod vhost_tests;
+
 use std::future::Future;
 use std::sync::Arc;
 

@@ -120,13 +120,16 @@ pub fn app(asked: &Asked, command: AppCommand) -> Done {
             "no app yet: boot a container on the app network",
             &["name", "state", "ip", "url", "health", "note"],
             |app: AppView| {
-                let health = app.vhost.as_ref().map_or("-", |vhost| vhost.health.state.as_str());
+                let health = app.vhost.as_ref().map_or_else(
+                    || "-".to_owned(),
+                    |vhost| vhost_command::health(&vhost.backends, &vhost.health),
+                );
                 vec![
                     app.name.clone(),
                     app.state.clone(),
                     text(app.ip),
                     text(app.url.clone()),
-                    health.to_owned(),
+                    health,
                     app.notes.join("; "),
                 ]
             },
@@ -148,7 +151,11 @@ pub fn app(asked: &Asked, command: AppCommand) -> Done {
                     rows.push(("vhost", format!("{} ({})", vhost.verdict, vhost_command::target(&vhost))));
                     rows.push((
                         "health",
-                        format!("{} {}", vhost.health.state, vhost.health.reason.unwrap_or_default()),
+                        format!(
+                            "{} {}",
+                            vhost_command::health(&vhost.backends, &vhost.health),
+                            vhost.health.reason.unwrap_or_default()
+                        ),
                     ));
                 }
                 rows.extend(app.notes.into_iter().map(|note| ("note", note)));

@@ -62,7 +62,8 @@ fn to(backends: &[String], settings: &Map<String, Value>) -> String {
     }
 }
 
-fn health(backends: &[String], health: &HealthView) -> String {
+/// How a vhost is, in a word.
+pub fn health(backends: &[String], health: &HealthView) -> String {
     if backends.is_empty() { "-".to_owned() } else { health.state.clone() }
 }
 

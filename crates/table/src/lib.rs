@@ -68,4 +68,6 @@ pub use world::{App, AppState, Generation, Host, HostKind, ResolvedForward, Wan,
 pub use zone::{Apex, Node, RRset, Zones};
 
 #[cfg(test)]
+mod route_tests;
+#[cfg(test)]
 mod world_tests;
