@@ -1,4 +1,4 @@
-use proximity_table::{BackendTarget, RecordType};
+use proximity_table::{BackendTarget, RecordType, Vhost};
 
 use super::*;
 
@@ -52,6 +52,10 @@ fn the_contracts_example_is_read_whole() {
     let (_, vhost) = intent.vhosts.values().next().unwrap();
     assert_eq!(vhost.hostname.to_string(), "nginx.prox.local");
     assert_eq!(vhost.backends, [BackendTarget::Address("10.20.0.101:80".parse().unwrap())]);
+    // What it calls a default is one.
+    let plain = Vhost::new(vhost.app_name.clone(), vhost.hostname.clone(), vhost.backends.clone());
+    assert_eq!(**vhost, plain);
+    assert_eq!(config.proxy, Config::default().proxy);
     let (_, records) = &intent.records[&("printer.prox.local".parse().unwrap(), RecordType::A)];
     assert_eq!(records[0].ttl, 60);
     assert_eq!(intent.forwards.len(), 1);
