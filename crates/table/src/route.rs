@@ -38,7 +38,7 @@ pub enum Action {
 pub struct PathRoute {
     /// `/api`: normalised, without a trailing slash.
     pub prefix: Box<str>,
-    /// Whether the backend sees the path without the prefix.
+    /// Whether the backend sees the path, or the `{uri}` of a redirect has it, without the prefix.
     pub strip: bool,
     /// What becomes of them.
     pub action: Action,

@@ -50,7 +50,8 @@ pub struct Vhost {
 pub struct VhostPath {
     /// `/api`: absolute, without trailing slash, empty or dot segments.
     pub prefix: String,
-    /// Whether the prefix is taken away before the backend sees the path.
+    /// Whether the prefix is taken away before the backend sees the path, or before the path becomes the
+    /// `{uri}` of a redirect.
     #[serde(default)]
     pub strip: bool,
     /// Where requests go; at least one, unless they are redirected.
