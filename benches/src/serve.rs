@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use proximity_dns::{DnsServer, DnsSettings, DnsStats, Forwarder};
-use proximity_proxy::{AccessLog, DataPlane, Settings, Snapshot};
-use proximity_table::{Change, Facts, Generation, Touched, World};
+use proximity_proxy::{AccessLog, DataPlane, Shared, Snapshot};
+use proximity_table::{Change, Facts, Generation, ProxySettings, Touched, World};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
@@ -27,7 +27,8 @@ pub fn proxy(backend: SocketAddrV4, vhosts: usize, log_dir: &Path) -> Result<(),
     std::thread::spawn(move || check_health(&control, facts, vhosts, &proven));
 
     let log = AccessLog::start(log_dir.to_owned(), |trouble| eprintln!("{trouble}"))?;
-    let plane = DataPlane::new(snapshot, Settings::default(), Some(log.sink()));
+    let shared = Arc::new(Shared::new(ProxySettings::default(), 0, [0; 32]));
+    let plane = DataPlane::new(snapshot, shared, Some(log.sink()));
     let listener = proximity_proxy::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     // The first probes of thousands of vhosts are no part of what is measured; the later ones are.
     all_proven.recv().map_err(std::io::Error::other)?;

@@ -293,6 +293,7 @@ impl Appliance for Control {
             Ok(forwarder) => self.forwarder.store(Arc::new(forwarder)),
             Err(error) => log!(Error, "dns", "the upstreams stay as they were", error = error),
         }
+        self.data.set_proxy_settings(&new.proxy.settings);
         let generation = self.registrar.set_intent(new.intent).await;
         let generation = generation.map_or(0, |generation| generation.0);
         log!(Info, "config", "the file is in force", generation = generation);

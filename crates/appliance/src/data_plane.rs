@@ -9,11 +9,11 @@ use std::thread::{self, JoinHandle};
 use arc_swap::ArcSwap;
 use proximity_config::Config;
 use proximity_dns::{DnsServer, DnsSnapshot, DnsStats, Forwarder};
-use proximity_proxy::{AccessLog, Counters, DataPlane, Settings, Totals};
-use proximity_table::World;
+use proximity_proxy::{AccessLog, Counters, DataPlane, Shared, Totals};
+use proximity_table::{ProxySettings, World};
 use tokio::sync::{mpsc, watch};
 
-use crate::{clock, log};
+use crate::{clock, log, salt};
 
 /// Most data threads: a small network's traffic does not fill more.
 const MOST_THREADS: usize = 4;
@@ -28,6 +28,8 @@ pub struct DataThreads {
     access_log: Mutex<Option<AccessLog>>,
     world: Arc<ArcSwap<World>>,
     forwarder: Arc<ArcSwap<Forwarder>>,
+    /// What the threads' proxies know together; it stays while the service is stopped.
+    shared: Arc<Shared>,
     proxy: Mutex<Vec<Arc<Counters>>>,
     dns: Vec<Arc<DnsStats>>,
 }
@@ -80,6 +82,7 @@ impl DataThreads {
             let thread = thread::Builder::new().name(format!("data-{index}")).spawn(body);
             threads.push(thread.expect("threads can be made"));
         }
+        let salt = salt::load_or_make(&config.appliance.state_dir);
         let started = DataThreads {
             threads: Mutex::new(threads),
             inboxes: Mutex::new(inboxes),
@@ -88,6 +91,7 @@ impl DataThreads {
             access_log: Mutex::new(config.proxy.enabled.then(|| start_access_log(config)).flatten()),
             world: world.clone(),
             forwarder: forwarder.clone(),
+            shared: Arc::new(Shared::new(config.proxy.settings.clone(), salt, salt::random())),
             proxy: Mutex::default(),
             dns: (0..count).map(|_| Arc::default()).collect(),
         };
@@ -145,12 +149,17 @@ impl DataThreads {
         }
         for (inbox, http) in inboxes.iter().zip(sockets) {
             let sink = lock(&self.access_log).as_ref().map(AccessLog::sink);
-            let plane = DataPlane::new(self.world.clone(), Settings::default(), sink);
+            let plane = DataPlane::new(self.world.clone(), self.shared.clone(), sink);
             lock(&self.proxy).push(plane.counters());
             let _ = inbox.send(Work::Proxy(http, Box::new(plane), stopped.clone()));
         }
         *running = Some(stop);
         Ok(())
+    }
+
+    /// Has the proxies treat clients by changed settings from now on.
+    pub fn set_proxy_settings(&self, settings: &ProxySettings) {
+        self.shared.settings.store(Arc::new(settings.clone()));
     }
 
     /// Stops answering DNS.

@@ -15,6 +15,7 @@ mod lan;
 mod log;
 mod objects;
 mod registrar;
+mod salt;
 mod table_text;
 mod token;
 mod uplink;

@@ -143,7 +143,6 @@ impl Config {
         note(self.dns.enabled != running.dns.enabled || self.dns.listen != running.dns.listen, "dns.listen");
         let listens = |config: &Config| (config.proxy.enabled, config.proxy.listen.clone());
         note(listens(self) != listens(running), "proxy.listen");
-        note(self.proxy.settings != running.proxy.settings, "proxy (limits, times and logs)");
         note(self.admin != running.admin, "admin.listen");
         let links = |config: &Config| -> Vec<_> {
             let nets = config.intent.networks.iter();

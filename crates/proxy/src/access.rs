@@ -1,3 +1,4 @@
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use proximity_table::Route;
@@ -84,9 +85,10 @@ impl Line<'_> {
     }
 }
 
-/// The fields of a client, the same for all its requests.
-pub fn client_fields(ip: std::net::IpAddr, port: u16) -> String {
-    format!("\"remote_ip\":\"{ip}\",\"remote_port\":\"{port}\",\"client_ip\":\"{ip}\"")
+/// The fields of a client: the other end of the connection, and who asked if a trusted proxy asks for somebody.
+pub fn client_fields(peer: SocketAddr, client: IpAddr) -> String {
+    let (ip, port) = (peer.ip(), peer.port());
+    format!("\"remote_ip\":\"{ip}\",\"remote_port\":\"{port}\",\"client_ip\":\"{client}\"")
 }
 
 fn same(a: Option<&Arc<Route>>, b: Option<&Arc<Route>>) -> bool {
@@ -105,7 +107,7 @@ mod tests {
     fn a_line_has_caddys_keys() {
         let line = Line {
             at_micros: 1_700_000_000_123_456,
-            client: &client_fields("192.168.1.7".parse().unwrap(), 41342),
+            client: &client_fields("192.168.1.7:41342".parse().unwrap(), "192.168.1.7".parse().unwrap()),
             version: Version::Http11,
             method: b"GET",
             host: b"we\"ird\xff",

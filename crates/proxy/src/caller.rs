@@ -1,21 +1,28 @@
 use std::cell::{Cell, RefCell};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use proximity_table::Generation;
 
 use crate::access::client_fields;
+use crate::http1::{Kind, RequestHead};
 use crate::server::Worker;
 use crate::site::Site;
-use crate::{Reason, host};
+use crate::{
+    CompiledEdits, Hop, Origin, Reason, Scheme, Told, host, origin, write_forwarded, write_x_forwarded_for,
+};
 
 /// Who is at the other end of a client's connection.
 pub struct Caller {
     pub worker: Rc<Worker>,
-    pub ip: IpAddr,
-    pub port: u16,
+    /// The client, or the proxy that speaks for it.
+    pub peer: SocketAddr,
+    /// Where the connection arrived.
+    pub local: SocketAddr,
     /// The fields of the client in the log, the same for all its requests.
     pub log_prefix: String,
+    /// Whether what it says about others is believed.
+    is_trusted: bool,
     /// The host that was asked for last: most clients ask for the same again.
     last: RefCell<Option<Rc<Visit>>>,
 }
@@ -32,8 +39,19 @@ pub struct Visit {
 }
 
 impl Caller {
-    pub fn new(worker: Rc<Worker>, ip: IpAddr, port: u16) -> Caller {
-        Caller { worker, ip, port, log_prefix: client_fields(ip, port), last: RefCell::new(None) }
+    /// The other end of a connection from `peer` that arrived at `local`.
+    pub fn new(worker: Rc<Worker>, peer: SocketAddr, local: SocketAddr) -> Caller {
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let trusted = &worker.settings().trusted_proxies;
+        let is_trusted = trusted.iter().any(|network| network.contains(&peer.ip()));
+        let log_prefix = client_fields(peer, peer.ip());
+        Caller { worker, peer, local, log_prefix, is_trusted, last: RefCell::new(None) }
+    }
+
+    /// Whether its connections begin with a PROXY protocol header.
+    pub fn is_announced(&self) -> bool {
+        let settings = self.worker.settings();
+        settings.proxy_protocol.iter().any(|network| network.contains(&self.peer.ip()))
     }
 
     /// The site of the host that is asked for.
@@ -61,26 +79,59 @@ impl Caller {
             last.generation.set(generation);
             return Ok(last.clone());
         }
+        let site = self.worker.site(route);
+        let direct = Origin { client: self.peer.ip(), before: Vec::new(), scheme: None, host: None };
         let visit = Rc::new(Visit {
             written: written.into(),
             generation: Cell::new(generation),
-            site: self.worker.site(route),
-            identity: self.identity(written),
+            identity: self.identity(&direct, written, site.request_edits.as_ref()),
+            site,
         });
         *last = Some(visit.clone());
         Ok(visit)
     }
 
-    /// What a backend is told of the client. Nothing is appended to a client's claim, so nobody can forge an
-    /// address that a backend would believe.
-    fn identity(&self, host: &[u8]) -> Vec<u8> {
-        let ip = self.ip;
-        let mut lines = format!(
-            "X-Real-IP: {ip}\r\nX-Forwarded-For: {ip}\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: "
-        )
-        .into_bytes();
-        lines.extend_from_slice(host);
-        lines.extend_from_slice(b"\r\n");
+    /// For whom a trusted proxy asks; `None` when the other end asks for itself.
+    pub fn origin(&self, head: &RequestHead, bytes: &[u8]) -> Result<Option<Origin>, Reason> {
+        if !self.is_trusted {
+            return Ok(None);
+        }
+        let values = |kind| head.values(kind, bytes).collect::<Vec<_>>();
+        let told = Told {
+            x_for: &values(Kind::ForwardedFor),
+            x_proto: &values(Kind::ForwardedProto),
+            x_host: &values(Kind::ForwardedHost),
+            forwarded: &values(Kind::Forwarded),
+        };
+        let settings = self.worker.settings();
+        let is_trusted = |ip: IpAddr| settings.trusted_proxies.iter().any(|network| network.contains(&ip));
+        Ok(Some(origin(self.peer.ip(), &told, is_trusted)?))
+    }
+
+    /// What a backend is told of the client. Nothing is appended to the claim of one that is not trusted, so
+    /// nobody can forge an address that a backend would believe.
+    pub fn identity(&self, origin: &Origin, host: &[u8], edits: Option<&CompiledEdits>) -> Vec<u8> {
+        let mut lines = Vec::with_capacity(256);
+        let mut line = |name: &[u8], value: &dyn Fn(&mut Vec<u8>)| {
+            if !edits.is_some_and(|edits| edits.is_removed(name)) {
+                lines.extend_from_slice(name);
+                lines.extend_from_slice(b": ");
+                value(&mut lines);
+                lines.extend_from_slice(b"\r\n");
+            }
+        };
+        let scheme = origin.scheme.unwrap_or(Scheme::Http);
+        let host = origin.host.as_ref().map_or(host, |host| host.as_bytes());
+        line(b"X-Real-IP", &|to| to.extend_from_slice(origin.client.to_string().as_bytes()));
+        line(b"X-Forwarded-For", &|to| write_x_forwarded_for(to, &origin.before, self.peer.ip()));
+        line(b"X-Forwarded-Proto", &|to| to.extend_from_slice(scheme.as_str().as_bytes()));
+        line(b"X-Forwarded-Host", &|to| to.extend_from_slice(host));
+        let host = std::str::from_utf8(host).unwrap_or_default();
+        let hop = Hop { client: self.peer, with_port: false, host, scheme };
+        line(b"Forwarded", &|to| write_forwarded(to, &origin.before, &hop));
+        if self.worker.settings().via {
+            line(b"Via", &|to| to.extend_from_slice(b"1.1 proximity"));
+        }
         lines.shrink_to_fit();
         lines
     }

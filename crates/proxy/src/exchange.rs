@@ -1,22 +1,25 @@
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use proximity_table::{HostPolicy, PathRoute, Service};
+use proximity_table::{Affinity, HostPolicy, Timeouts};
 use tokio::time::Sleep;
 
-use crate::caller::{Caller, Visit};
+use crate::auth::{self, Verdict};
+use crate::balance::{Ask, Choice, Chosen, Sticky, Tried, choose, cookie_value};
+use crate::caller::Caller;
+use crate::decide::{Asked, Refusal, decide};
 use crate::http1::write::{self, Back, Onward};
-use crate::http1::{Delimiter, Length, RequestHead, ResponseHead, Version};
+use crate::http1::{Delimiter, Kind, Length, RequestHead, ResponseHead, Version};
 use crate::pool::Lane;
 use crate::relay::{Relay, Stopped};
 use crate::side::Side;
 use crate::site::{Place, Ways};
+use crate::stream::Stream;
 use crate::ticket::Ticket;
 use crate::watch::{Phase, Signal, Watch};
-use crate::{Reason, host, reply};
+use crate::{Addresses, Reason, reply, write_proxy_header};
 
 /// Longest head of a response, in octets.
 const LONGEST_RESPONSE_HEAD: usize = 64 * 1024;
@@ -36,11 +39,12 @@ pub enum Fate {
 }
 
 /// An exchange under way.
-struct Exchange<'a, 'b> {
-    ticket: &'a mut Ticket<'b>,
-    watch: &'a Watch,
-    down: &'a mut Side,
-    upload: Relay,
+pub struct Exchange<'a, 'b> {
+    pub ticket: &'a mut Ticket<'b>,
+    pub watch: &'a Watch,
+    pub down: &'a mut Side,
+    pub upload: Relay,
+    timeouts: Timeouts,
     /// Until when a backend may leave a client waiting that waits for `100 (Continue)`.
     patience: Option<Pin<Box<Sleep>>>,
 }
@@ -52,6 +56,13 @@ struct Failure {
     unseen: bool,
 }
 
+/// What goes to a backend beside what the client sent.
+struct Onto<'a> {
+    target: &'a [u8],
+    /// From the service that decided that the request may pass.
+    granted: Vec<(String, Vec<u8>)>,
+}
+
 /// Answers one request.
 pub async fn answer(
     caller: &Caller,
@@ -60,46 +71,47 @@ pub async fn answer(
     bytes: &[u8],
     down: &mut Side,
 ) -> Fate {
-    let mut ticket = Ticket::new(&caller.worker, &caller.log_prefix, head, bytes);
+    let mut ticket = Ticket::new(caller, head, bytes);
     watch.enter(Phase::Busy, 0);
     down.expect_request_body(head.length);
     let fate = match decide(caller, &mut ticket) {
-        Ok((visit, target)) => {
-            let upload = Relay::of_request(0);
-            let exchange = Exchange { ticket: &mut ticket, watch, down, upload, patience: None };
-            exchange.run(caller, &visit, target).await
+        Ok(asked) => {
+            let timeouts = asked.visit.site.policy().timeouts;
+            let upload = Relay::of_request(asked.body_limit);
+            watch.end_in(timeouts.total);
+            Exchange { ticket: &mut ticket, watch, down, upload, timeouts, patience: None }
+                .run(caller, asked)
+                .await
         }
-        Err(reason) => Err(reason),
+        Err(refusal) => Err(refusal),
     };
     watch.no_end();
     match fate {
         Ok(fate) => fate,
-        Err(reason) => reply::page(&mut ticket, caller, watch, reason, down).await,
+        Err(refusal) => reply::page(&mut ticket, watch, &refusal, down).await,
     }
-}
-
-/// Whose request it is and what it asks for.
-fn decide<'a>(caller: &Caller, ticket: &mut Ticket<'a>) -> Result<(Rc<Visit>, &'a [u8]), Reason> {
-    let (written, target) = host::target(ticket.head, ticket.bytes)?;
-    let visit = caller.visit(written)?;
-    ticket.route = Some(visit.site.route.clone());
-    if ticket.head.ambiguous > 0 {
-        ticket.worker.counters.stopped_by(Reason::HeaderName, u64::from(ticket.head.ambiguous));
-    }
-    Ok((visit, target))
 }
 
 impl Exchange<'_, '_> {
-    async fn run(mut self, caller: &Caller, visit: &Visit, target: &[u8]) -> Result<Fate, Reason> {
-        let path = target.split(|&byte| byte == b'?').next().unwrap_or_default();
-        let path = std::str::from_utf8(path).map_err(|_| Reason::InvalidTarget)?;
-        match visit.site.place(path)? {
-            Place::Redirect(redirect) => {
-                Ok(reply::redirect(self.ticket, self.watch, redirect, target, self.down).await)
+    async fn run(mut self, caller: &Caller, asked: Asked<'_>) -> Result<Fate, Refusal> {
+        let site = &asked.visit.site;
+        if site.users.is_some() {
+            auth::by_password(self.ticket, &asked).await?;
+        }
+        let mut granted = Vec::new();
+        if site.policy().forward_auth.is_some() {
+            match Box::pin(self.by_service(&asked)).await? {
+                Verdict::Passes(fields) => granted = fields,
+                Verdict::Answered(fate) => return Ok(fate),
             }
-            Place::Service(service, ways, claimed) => {
-                let target = strip(target, claimed);
-                self.carry(caller, visit, service, ways, target).await
+        }
+        match site.place(asked.target)? {
+            Place::Redirect(redirect) => {
+                Ok(reply::redirect(self.ticket, self.watch, redirect, asked.target, self.down).await?)
+            }
+            Place::Backends(ways, target) => {
+                let onto = Onto { target: target.as_bytes(), granted };
+                self.carry(caller, &asked, ways, &onto).await
             }
         }
     }
@@ -109,85 +121,156 @@ impl Exchange<'_, '_> {
     async fn carry(
         &mut self,
         caller: &Caller,
-        visit: &Visit,
-        service: &Service,
+        asked: &Asked<'_>,
         ways: &Ways,
-        target: &[u8],
-    ) -> Result<Fate, Reason> {
+        onto: &Onto<'_>,
+    ) -> Result<Fate, Refusal> {
         let worker = self.ticket.worker;
-        let policy = &visit.site.route.policy;
+        let site = &asked.visit.site;
         let head = self.ticket.head;
         // RFC 9110 §9.2.2: what may be repeated without harm. An upload cannot be sent again.
         let repeatable = head.length == Length::None && head.method.is_idempotent();
-        self.watch.end_in(policy.timeouts.total);
-        let first = visit.site.next_turn(ways.lanes.len());
-        let mut failure = Reason::Starting;
-        let mut response = worker.response_head();
-        for turn in 0..ways.lanes.len() {
-            let lane = &ways.lanes[(first + turn) % ways.lanes.len()];
-            let mut kept = worker.pool.take(lane, !repeatable);
-            loop {
-                let is_reused = kept.is_some();
-                let stream = match kept.take() {
-                    Some(stream) => stream,
-                    None => {
-                        let within = Duration::from_secs(u64::from(policy.timeouts.connect.max(1)));
-                        match worker.pool.connect(lane, within).await {
-                            Ok(stream) => stream,
-                            Err(reason) => {
-                                failure = reason;
-                                break;
-                            }
-                        }
+        let turn = site.next_turn();
+        let mut failure = Reason::BackendRefused;
+        let mut tried = Tried::default();
+        let mut attempts = site.policy().retries.attempts;
+        let now_ms = worker.shared.millis(self.ticket.start);
+        site.budget.count_request();
+        loop {
+            let sticky = self.sticky(asked);
+            let ask = Ask { turn, entropy: worker.entropy(), now_ms, sticky, tried };
+            let chosen = match choose(&ways.members, &site.rules, &ask) {
+                Choice::Chosen(chosen) => chosen,
+                Choice::Full(index) => self.wait_for(index, asked, ways).await?,
+                Choice::Nobody => return Err(failure.into()),
+            };
+            tried.add(chosen.index);
+            let (lane, member) = (&ways.lanes[chosen.index], &ways.members[chosen.index]);
+            match self.attempt(caller, asked, lane, onto, repeatable).await {
+                Ok((up, response, length)) => {
+                    member.state.succeeded(chosen.trial, now_ms);
+                    if response.status == 101 {
+                        return Ok(self.switch(up, &response, length).await?);
                     }
-                };
-                let mut up = Side::new(stream, worker.buffers.clone());
-                self.begin(visit, service, lane, target, &mut up);
-                self.watch.extend(policy.timeouts.header);
-                if head.expects_continue {
-                    self.patience = Some(Box::pin(tokio::time::sleep(CONTINUE_WITHIN)));
+                    let fate = self.pass_on(up, lane, &response, length, asked, Some(&chosen)).await;
+                    worker.keep_response_head(response);
+                    return Ok(fate?);
                 }
-                match poll_fn(|cx| self.poll_head(cx, &mut up, &mut response)).await {
-                    Ok(length) if response.status == 101 => {
-                        return self.switch(up, &response, length).await;
+                Err(broke) => {
+                    failure = broke.reason;
+                    if failure.is_of_backend() {
+                        member.state.failed(chosen.trial, &site.passive, worker.now_ms());
                     }
-                    Ok(length) => {
-                        let fate = self.pass_on(up, lane, &response, length, visit).await;
-                        worker.keep_response_head(response);
-                        return fate;
+                    let may_repeat = self.upload.moved == 0
+                        && failure.is_of_backend()
+                        && failure != Reason::BackendSlow
+                        && (repeatable || broke.unseen);
+                    if !may_repeat || attempts == 0 || !site.budget.take(worker.now_ms()) {
+                        return Err(failure.into());
                     }
-                    Err(broke) => {
-                        failure = broke.reason;
-                        let may_repeat = self.upload.moved == 0
-                            && matches!(broke.reason, Reason::BackendBroke)
-                            && (repeatable || broke.unseen);
-                        if !may_repeat {
-                            return Err(failure);
-                        }
-                        self.upload = Relay::of_request(0);
-                        self.down.expect_request_body(head.length);
-                        if !is_reused {
-                            break;
-                        }
-                        worker.counters.retried();
-                    }
+                    attempts -= 1;
+                    worker.counters.retried();
+                    self.upload = Relay::of_request(asked.body_limit);
+                    self.down.expect_request_body(head.length);
                 }
             }
         }
-        let _ = caller;
-        Err(failure)
+    }
+
+    /// What keeps the client at one backend.
+    fn sticky(&self, asked: &Asked<'_>) -> Sticky<'_> {
+        let (head, bytes) = (self.ticket.head, self.ticket.bytes);
+        match &asked.visit.site.policy().affinity {
+            None => Sticky::Free,
+            Some(Affinity::ClientIp) => Sticky::Client(self.ticket.client),
+            Some(Affinity::Header(name)) => Sticky::Header(head.named(name.as_bytes(), bytes)),
+            Some(Affinity::Cookie(name)) => Sticky::Cookie {
+                value: head
+                    .values(Kind::Cookie, bytes)
+                    .find_map(|field| cookie_value(field, name.as_bytes())),
+                salt: self.ticket.worker.shared.salt,
+            },
+        }
+    }
+
+    /// Stands in the line of a backend that carries as much as it may.
+    async fn wait_for(&self, index: usize, asked: &Asked<'_>, ways: &Ways) -> Result<Chosen, Reason> {
+        let limits = &asked.visit.site.policy().limits;
+        let state = &ways.members[index].state;
+        let waiting = state.wait(limits.backend_connections, limits.queue).map_err(|_| Reason::QueueFull)?;
+        let within = Duration::from_secs(u64::from(limits.queue_timeout));
+        let slot = tokio::time::timeout(within, waiting).await.map_err(|_| Reason::QueueTimeout)?;
+        Ok(Chosen { index, slot, trial: false, set_cookie: None })
+    }
+
+    /// Sends the request to one backend: on a kept connection first, on a new one if that turns out dead.
+    async fn attempt(
+        &mut self,
+        caller: &Caller,
+        asked: &Asked<'_>,
+        lane: &Lane,
+        onto: &Onto<'_>,
+        repeatable: bool,
+    ) -> Result<(Side, ResponseHead, usize), Failure> {
+        let worker = self.ticket.worker;
+        let announces = asked.visit.site.policy().send_proxy_protocol;
+        let mut kept = if announces.is_none() { worker.pool.take(lane, !repeatable) } else { None };
+        loop {
+            let is_reused = kept.is_some();
+            let stream = match kept.take() {
+                Some(stream) => stream,
+                None => self.connect(lane).await?,
+            };
+            let mut up = Side::new(stream, worker.buffers.clone());
+            if let Some(version) = announces {
+                let addresses = Addresses { source: caller.peer, destination: caller.local };
+                write_proxy_header(version, up.begin(false), Some(addresses));
+            }
+            self.begin(asked, lane, onto, &mut up);
+            self.watch.extend(self.timeouts.header);
+            if self.ticket.head.expects_continue {
+                self.patience = Some(Box::pin(tokio::time::sleep(CONTINUE_WITHIN)));
+            }
+            let mut response = worker.response_head();
+            match poll_fn(|cx| self.poll_head(cx, &mut up, &mut response)).await {
+                Ok(length) => return Ok((up, response, length)),
+                Err(broke) => {
+                    worker.keep_response_head(response);
+                    let is_dead = is_reused && broke.reason == Reason::BackendBroke && self.upload.moved == 0;
+                    if !is_dead || !(repeatable || broke.unseen) {
+                        return Err(broke);
+                    }
+                    worker.counters.retried();
+                    self.upload = Relay::of_request(self.upload.limit);
+                    self.down.expect_request_body(self.ticket.head.length);
+                }
+            }
+        }
+    }
+
+    /// A new connection to a backend. The client may leave meanwhile.
+    async fn connect(&mut self, lane: &Lane) -> Result<Stream, Failure> {
+        let within = Duration::from_secs(u64::from(self.timeouts.connect.max(1)));
+        let connected = self.ticket.worker.pool.connect(lane, within).await;
+        connected.map_err(|reason| Failure { reason, unseen: true })
     }
 
     /// Puts the request's head where it leaves for the backend.
-    fn begin(&self, visit: &Visit, service: &Service, lane: &Lane, target: &[u8], up: &mut Side) {
+    fn begin(&self, asked: &Asked<'_>, lane: &Lane, onto: &Onto<'_>, up: &mut Side) {
         let (head, bytes) = (self.ticket.head, self.ticket.bytes);
-        let _ = service;
-        let host = match visit.site.route.policy.host {
+        let site = &asked.visit.site;
+        let host = match site.policy().host {
             HostPolicy::Backend => lane.host.as_bytes(),
             HostPolicy::Preserve => self.ticket.host(),
         };
-        let onward =
-            Onward { target, host, identity: &visit.identity, extra: b"", edits: None, length: head.length };
+        let onward = Onward {
+            target: onto.target,
+            host,
+            identity: asked.identity(),
+            granted: &onto.granted,
+            edits: site.request_edits.as_ref(),
+            length: head.length,
+        };
         write::request(up.begin(head.length == Length::Chunked), head, bytes, &onward);
     }
 
@@ -198,28 +281,74 @@ impl Exchange<'_, '_> {
         up: &mut Side,
         response: &mut ResponseHead,
     ) -> Poll<Result<usize, Failure>> {
-        if self.watch.signal() != Signal::None {
-            let reason = if self.upload.is_done { Reason::BackendSlow } else { Reason::UploadSlow };
-            return Poll::Ready(Err(Failure { reason, unseen: false }));
+        let failed = |reason| Poll::Ready(Err(Failure { reason, unseen: false }));
+        match self.watch.signal() {
+            Signal::None => {}
+            Signal::Close => return failed(Reason::Stopping),
+            Signal::Overdue if self.watch.has_ended() => return failed(Reason::TotalTimeout),
+            Signal::Overdue if self.upload.is_done => return failed(Reason::BackendSlow),
+            Signal::Overdue => return failed(Reason::UploadSlow),
         }
         let before = self.upload.moved;
         let mut is_refused = false;
         if !self.upload.is_done {
             match self.upload.poll(cx, self.down, up) {
                 Poll::Pending | Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(Stopped::Source(cut))) => {
-                    return Poll::Ready(Err(Failure { reason: cut.of_request(), unseen: false }));
-                }
-                Poll::Ready(Err(Stopped::TooLarge)) => {
-                    return Poll::Ready(Err(Failure { reason: Reason::BodyTooLarge, unseen: false }));
-                }
+                Poll::Ready(Err(Stopped::Source(cut))) => return failed(cut.of_request()),
+                Poll::Ready(Err(Stopped::TooLarge)) => return failed(Reason::BodyTooLarge),
                 // It may have answered all the same, before it closed.
                 Poll::Ready(Err(Stopped::Sink)) => is_refused = true,
             }
             if self.upload.moved > before {
-                self.watch.extend(self.timeouts().header);
+                self.watch.extend(self.timeouts.header);
             }
         }
+        match self.poll_response(cx, up, response) {
+            Poll::Ready(Err(reason)) => {
+                let unseen = up.nothing_left() && reason == Reason::BackendBroke;
+                return Poll::Ready(Err(Failure { reason, unseen }));
+            }
+            Poll::Ready(Ok(length)) => return Poll::Ready(Ok(length)),
+            Poll::Pending if is_refused => return failed(Reason::BackendBroke),
+            Poll::Pending => {}
+        }
+        if let Some(sleep) = &mut self.patience
+            && sleep.as_mut().poll(cx).is_ready()
+        {
+            self.patience = None;
+            self.down.begin(false).extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        if let Poll::Ready(Err(_)) = self.down.poll_flush(cx) {
+            return failed(Reason::ClientGone);
+        }
+        if self.upload.is_done && self.is_gone(cx) {
+            return failed(Reason::ClientGone);
+        }
+        Poll::Pending
+    }
+
+    /// Sends a question without body, other than the client's request, and takes the head of the answer in.
+    pub fn poll_answer(
+        &mut self,
+        cx: &mut Context<'_>,
+        up: &mut Side,
+        response: &mut ResponseHead,
+    ) -> Poll<Result<usize, Reason>> {
+        if self.watch.signal() != Signal::None {
+            return Poll::Ready(Err(Reason::BackendSlow));
+        }
+        if let Poll::Ready(Err(_)) = up.poll_flush(cx) {
+            return Poll::Ready(Err(Reason::BackendBroke));
+        }
+        self.poll_response(cx, up, response)
+    }
+
+    fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+        up: &mut Side,
+        response: &mut ResponseHead,
+    ) -> Poll<Result<usize, Reason>> {
         loop {
             if let Some(buffer) = &mut up.input {
                 match response.parse(buffer.data(), self.ticket.head.method) {
@@ -230,39 +359,20 @@ impl Exchange<'_, '_> {
                     Ok(Some(length)) => return Poll::Ready(Ok(length)),
                     Ok(None) if buffer.space().is_empty() => {
                         if buffer.size() >= LONGEST_RESPONSE_HEAD {
-                            return Poll::Ready(Err(Failure::broke()));
+                            return Poll::Ready(Err(Reason::BackendNonsense));
                         }
                         buffer.grow(buffer.size() * 2);
                     }
                     Ok(None) => {}
-                    Err(_) => {
-                        return Poll::Ready(Err(Failure { reason: Reason::BackendNonsense, unseen: false }));
-                    }
+                    Err(_) => return Poll::Ready(Err(Reason::BackendNonsense)),
                 }
             }
             match up.poll_fill(cx) {
-                Poll::Ready(Ok(0) | Err(_)) => {
-                    let unseen = up.nothing_left();
-                    return Poll::Ready(Err(Failure { unseen, ..Failure::broke() }));
-                }
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Reason::BackendBroke)),
                 Poll::Ready(Ok(_)) => {}
-                Poll::Pending if is_refused => return Poll::Ready(Err(Failure::broke())),
-                Poll::Pending => break,
+                Poll::Pending => return Poll::Pending,
             }
         }
-        if let Some(sleep) = &mut self.patience
-            && sleep.as_mut().poll(cx).is_ready()
-        {
-            self.patience = None;
-            self.down.begin(false).extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-        }
-        if let Poll::Ready(Err(_)) = self.down.poll_flush(cx) {
-            return Poll::Ready(Err(Failure { reason: Reason::ClientGone, unseen: false }));
-        }
-        if self.upload.is_done && self.is_gone(cx) {
-            return Poll::Ready(Err(Failure { reason: Reason::ClientGone, unseen: false }));
-        }
-        Poll::Pending
     }
 
     /// Passes an interim response on (RFC 9110 §15.2): HTTP/1.0 knows none.
@@ -270,15 +380,7 @@ impl Exchange<'_, '_> {
         let Some(buffer) = &mut up.input else { return };
         self.patience = None;
         if self.ticket.head.version > Version::Http10 {
-            let back = Back {
-                version: self.ticket.head.version,
-                keep_alive: true,
-                delimiter: Delimiter::None,
-                date: b"",
-                extra: b"",
-                edits: None,
-                recoded: false,
-            };
+            let back = Back::interim(self.ticket.head.version);
             write::response(self.down.begin(false), response, buffer.data(), &back);
         }
         buffer.consume(length);
@@ -304,39 +406,55 @@ impl Exchange<'_, '_> {
     }
 
     /// Passes an answer on to the client.
-    async fn pass_on(
+    pub async fn pass_on(
         &mut self,
         mut up: Side,
         lane: &Lane,
         response: &ResponseHead,
         length: usize,
-        visit: &Visit,
+        asked: &Asked<'_>,
+        chosen: Option<&Chosen>,
     ) -> Result<Fate, Reason> {
         let worker = self.ticket.worker;
         let head = self.ticket.head;
+        let site = &asked.visit.site;
         let delimiter = match (response.delimiter, head.version) {
             (Delimiter::Chunked | Delimiter::Close, Version::Http10) => Delimiter::Close,
             (Delimiter::Close, _) => Delimiter::Chunked,
             (other, _) => other,
         };
+        let upload_is_over = self.upload.is_done || (chosen.is_none() && self.down.is_over());
         let keep_alive =
-            head.keep_alive && delimiter != Delimiter::Close && !worker.draining.get() && self.upload.is_done;
+            head.keep_alive && delimiter != Delimiter::Close && !worker.draining.get() && upload_is_over;
         let Some(input) = &mut up.input else { return Err(Reason::BackendBroke) };
+        let mut extra = Vec::new();
+        if let (Some(value), Some(Affinity::Cookie(name))) =
+            (chosen.and_then(|chosen| chosen.set_cookie.as_ref()), &site.policy().affinity)
+        {
+            write::push_field(&mut extra, b"Set-Cookie", value.set_cookie(name, false).as_bytes());
+        }
+        if worker.settings().via {
+            extra.extend_from_slice(b"Via: 1.1 proximity\r\n");
+        }
         let back = Back {
             version: head.version,
             keep_alive,
             delimiter,
             date: &worker.clock.date(),
-            extra: b"",
-            edits: None,
+            extra: &extra,
+            edits: site.response_edits.as_ref(),
             recoded: false,
         };
         write::response(self.down.begin(delimiter == Delimiter::Chunked), response, input.data(), &back);
         input.consume(length);
         up.expect_response_body(response.delimiter);
         self.ticket.status = response.status;
-        self.watch.extend(visit.site.route.policy.timeouts.idle);
+        self.watch.extend(self.timeouts.idle);
         let mut download = Relay::of_response();
+        if chosen.is_none() {
+            // The answer of somebody else than the app: the app's upload is not begun.
+            self.upload.is_done = true;
+        }
         let passed = poll_fn(|cx| self.poll_bodies(cx, &mut up, &mut download)).await;
         self.ticket.received = self.upload.moved;
         self.ticket.sent = download.moved;
@@ -346,7 +464,8 @@ impl Exchange<'_, '_> {
             return Ok(Fate::Cut);
         }
         let has_rest = up.input.as_ref().is_some_and(|input| !input.is_empty());
-        if response.keep_alive && up.is_over() && !has_rest && self.upload.is_done {
+        let may_keep = site.policy().send_proxy_protocol.is_none();
+        if may_keep && response.keep_alive && up.is_over() && !has_rest && self.upload.is_done {
             worker.pool.put(lane, up.stream);
         }
         Ok(if keep_alive { Fate::Stay } else { Fate::Close })
@@ -366,14 +485,17 @@ impl Exchange<'_, '_> {
             Signal::Close => return Poll::Ready(Err(Reason::Stopping)),
         }
         let before = self.upload.moved + download.moved;
-        if !self.upload.is_done
-            && let Poll::Ready(Err(Stopped::Source(cut))) = self.upload.poll(cx, self.down, up)
-        {
-            return Poll::Ready(Err(cut.of_request()));
+        if !self.upload.is_done {
+            match self.upload.poll(cx, self.down, up) {
+                Poll::Ready(Err(Stopped::Source(cut))) => return Poll::Ready(Err(cut.of_request())),
+                Poll::Ready(Err(Stopped::TooLarge)) => return Poll::Ready(Err(Reason::BodyTooLarge)),
+                // The backend has said what it had to say without reading all.
+                Poll::Ready(Err(Stopped::Sink)) | Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
         }
         let polled = download.poll(cx, up, self.down);
         if self.upload.moved + download.moved > before {
-            self.watch.extend(self.timeouts().idle);
+            self.watch.extend(self.timeouts.idle);
         }
         match polled {
             Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
@@ -382,89 +504,5 @@ impl Exchange<'_, '_> {
             Poll::Pending if self.upload.is_done && self.is_gone(cx) => Poll::Ready(Err(Reason::ClientGone)),
             Poll::Pending => Poll::Pending,
         }
-    }
-
-    /// Connects the two sides of an upgrade that the backend accepted.
-    async fn switch(&mut self, mut up: Side, response: &ResponseHead, length: usize) -> Result<Fate, Reason> {
-        let worker = self.ticket.worker;
-        let Some(input) = up.input.as_mut().filter(|_| self.ticket.head.upgrade.is_some()) else {
-            return Err(Reason::BackendNonsense);
-        };
-        let back = Back {
-            version: self.ticket.head.version,
-            keep_alive: true,
-            delimiter: Delimiter::None,
-            date: b"",
-            extra: b"",
-            edits: None,
-            recoded: false,
-        };
-        write::response(self.down.begin(false), response, input.data(), &back);
-        input.consume(length);
-        self.ticket.status = 101;
-        up.expect_response_body(Delimiter::Close);
-        self.down.expect_response_body(Delimiter::Close);
-        self.watch.no_end();
-        self.watch.enter(Phase::Tunnel, 0);
-        let _open = worker.tunnel_opened();
-        let (mut outward, mut inward) = (Half::new(), Half::new());
-        poll_fn(|cx| {
-            if self.watch.signal() == Signal::Close {
-                return Poll::Ready(());
-            }
-            // Either side may just go away; there is nobody left to tell.
-            let there = outward.poll(cx, self.down, &mut up);
-            let back = inward.poll(cx, &mut up, self.down);
-            match (there, back) {
-                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(()),
-                (Poll::Ready(Err(())), _) | (_, Poll::Ready(Err(()))) => Poll::Ready(()),
-                _ => Poll::Pending,
-            }
-        })
-        .await;
-        self.ticket.received = outward.relay.moved;
-        self.ticket.sent = inward.relay.moved;
-        Ok(Fate::Cut)
-    }
-
-    fn timeouts(&self) -> proximity_table::Timeouts {
-        self.ticket.route.as_ref().map(|route| route.policy.timeouts).unwrap_or_default()
-    }
-}
-
-/// One direction of a tunnel.
-struct Half {
-    relay: Relay,
-    is_shut: bool,
-}
-
-impl Half {
-    fn new() -> Half {
-        Half { relay: Relay::of_response(), is_shut: false }
-    }
-
-    /// Moves what can be moved; the end is passed on as the end of this direction only.
-    fn poll(&mut self, cx: &mut Context<'_>, from: &mut Side, to: &mut Side) -> Poll<Result<(), ()>> {
-        if !self.relay.is_done {
-            ready!(self.relay.poll(cx, from, to)).map_err(|_| ())?;
-        }
-        if !self.is_shut {
-            ready!(to.stream.poll_shutdown(cx)).map_err(|_| ())?;
-            self.is_shut = true;
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-/// The target as the backend gets it.
-fn strip<'a>(target: &'a [u8], claimed: Option<&PathRoute>) -> &'a [u8] {
-    let Some(claimed) = claimed.filter(|claimed| claimed.strip) else { return target };
-    let rest = target.get(claimed.prefix.len()..).unwrap_or_default();
-    if rest.first() == Some(&b'/') { rest } else { target }
-}
-
-impl Failure {
-    fn broke() -> Failure {
-        Failure { reason: Reason::BackendBroke, unseen: false }
     }
 }

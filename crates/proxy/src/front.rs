@@ -1,10 +1,9 @@
 use std::future::poll_fn;
 use std::io;
-use std::task::Poll;
+use std::task::{Poll, ready};
 
 use tokio::net::TcpStream;
 
-use crate::Reason;
 use crate::buffer::{Buffer, SMALL};
 use crate::caller::Caller;
 use crate::exchange::{self, Fate};
@@ -12,6 +11,7 @@ use crate::http1::RequestHead;
 use crate::side::Side;
 use crate::stream::Stream;
 use crate::watch::{Phase, Signal, Watch};
+use crate::{Addresses, ProxyHeader, Reason};
 
 /// Octets of a client that are thrown away after the last answer, so that it can read that answer.
 const MOST_LINGERING: usize = 256 * 1024;
@@ -28,29 +28,68 @@ enum Arrival {
     Refused(Reason),
 }
 
-/// Serves HTTP/1 on a client's connection until it ends.
-pub async fn serve(caller: &Caller, watch: &Watch, stream: TcpStream) {
-    let worker = &caller.worker;
+/// Serves a client's connection until it ends.
+pub async fn serve(mut caller: Caller, watch: &Watch, stream: TcpStream) {
+    let worker = caller.worker.clone();
     let mut down = Side::new(Stream::Tcp(stream), worker.buffers.clone());
     poll_fn(|cx| {
         watch.attach(cx);
         Poll::Ready(())
     })
     .await;
+    if caller.is_announced() {
+        match announced(watch, &mut down).await {
+            Ok(Some(Addresses { source, destination })) => {
+                caller = Caller::new(worker.clone(), source, destination);
+            }
+            // The proxy speaks for itself, as its health checks do.
+            Ok(None) => {}
+            Err(reason) => return worker.counters.stopped_by(reason, 1),
+        }
+    }
+    requests(&caller, watch, &mut down).await;
+}
+
+/// Reads the header that says who is behind a connection (PROXY protocol).
+async fn announced(watch: &Watch, down: &mut Side) -> Result<Option<Addresses>, Reason> {
+    poll_fn(|cx| {
+        loop {
+            let held = down.input.as_ref().map_or(&[][..], Buffer::data);
+            if let Some(header) = ProxyHeader::read(held)? {
+                if let Some(input) = &mut down.input {
+                    input.consume(header.length);
+                }
+                return Poll::Ready(Ok(header.addresses));
+            }
+            if watch.signal() != Signal::None {
+                return Poll::Ready(Err(Reason::ProxyHeader));
+            }
+            match ready!(down.poll_fill(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(Err(Reason::ProxyHeader)),
+                Ok(_) => {}
+            }
+        }
+    })
+    .await
+}
+
+/// Answers the requests of a connection, one after the other.
+async fn requests(caller: &Caller, watch: &Watch, down: &mut Side) {
+    let worker = &caller.worker;
     loop {
         let mut head = worker.request_head();
         let mut buffer = match down.input.take() {
             Some(buffer) if !buffer.is_empty() => buffer,
             _ => {
                 down.rest();
-                watch.enter(Phase::Idle, worker.settings.idle_timeout);
-                if wait(watch, &mut down).await.is_err() {
+                watch.enter(Phase::Idle, worker.settings().idle_timeout);
+                if wait(watch, down).await.is_err() {
                     return;
                 }
                 worker.buffers.small()
             }
         };
-        match take_head(caller, watch, &mut down, &mut buffer, &mut head).await {
+        match take_head(caller, watch, down, &mut buffer, &mut head).await {
             Arrival::Head(length) => {
                 if buffer.data().len() > length {
                     let mut rest = worker.buffers.small();
@@ -58,16 +97,16 @@ pub async fn serve(caller: &Caller, watch: &Watch, stream: TcpStream) {
                     rest.append(buffer.split_off(length));
                     down.input = Some(rest);
                 }
-                let fate = exchange::answer(caller, watch, &head, buffer.data(), &mut down).await;
+                let fate = exchange::answer(caller, watch, &head, buffer.data(), down).await;
                 drop(buffer);
                 match fate {
                     Fate::Stay => {}
-                    Fate::Close => return linger(watch, &mut down).await,
+                    Fate::Close => return linger(watch, down).await,
                     Fate::Cut => return,
                 }
             }
             Arrival::End => return,
-            Arrival::Refused(reason) => return refuse(caller, watch, reason, &mut down).await,
+            Arrival::Refused(reason) => return refuse(caller, watch, reason, down).await,
         }
         worker.keep_request_head(head);
     }
@@ -93,7 +132,8 @@ async fn take_head(
     head: &mut RequestHead,
 ) -> Arrival {
     let worker = &caller.worker;
-    let longest = worker.settings.max_header;
+    let settings = worker.settings();
+    let longest = settings.max_header as usize;
     // Where the search for the end of the head goes on, so that a head of many small pieces is read once.
     let mut searched = 0;
     poll_fn(|cx| {
@@ -124,7 +164,7 @@ async fn take_head(
                 Poll::Ready(Ok(_)) => {}
                 Poll::Pending => {
                     if watch.phase() != Phase::Head {
-                        watch.enter(Phase::Head, worker.settings.head_timeout);
+                        watch.enter(Phase::Head, settings.head_timeout);
                     }
                     return Poll::Pending;
                 }

@@ -80,7 +80,15 @@ impl Pool {
     /// The way to a backend of a service.
     pub fn lane(&self, backend: BackendKey, service: &Service) -> Rc<Lane> {
         let tls = (service.protocol == BackendProtocol::Https).then(|| service.tls.clone());
-        let key = LaneKey { backend, protocol: service.protocol, tls };
+        self.lane_of(LaneKey { backend, protocol: service.protocol, tls })
+    }
+
+    /// The way to a backend that speaks HTTP/1 in clear.
+    pub fn plain_lane(&self, backend: BackendKey) -> Rc<Lane> {
+        self.lane_of(LaneKey { backend, protocol: BackendProtocol::Http, tls: None })
+    }
+
+    fn lane_of(&self, key: LaneKey) -> Rc<Lane> {
         let mut lanes = self.lanes.borrow_mut();
         let lane = lanes.entry(key).or_insert_with_key(|key| {
             Rc::new(Lane {

@@ -4,8 +4,7 @@ use std::task::{Poll, ready};
 
 use proximity_table::{Redirect, Route, World};
 
-use crate::Reason;
-use crate::caller::Caller;
+use crate::decide::Refusal;
 use crate::escape::push_number;
 use crate::exchange::Fate;
 use crate::http1::write::push_field;
@@ -14,6 +13,7 @@ use crate::pages::{AppLink, Inside, Page};
 use crate::side::Side;
 use crate::ticket::Ticket;
 use crate::watch::{Signal, Watch};
+use crate::{NormalPath, Reason, redirect_location, split_target};
 
 /// Apps listed by an unknown-host page.
 const MOST_LISTED: usize = 200;
@@ -21,27 +21,23 @@ const MOST_LISTED: usize = 200;
 const PATIENCE: u32 = 30;
 
 /// Answers with a page that says why no backend does.
-pub async fn page(
-    ticket: &mut Ticket<'_>,
-    caller: &Caller,
-    watch: &Watch,
-    reason: Reason,
-    down: &mut Side,
-) -> Fate {
+pub async fn page(ticket: &mut Ticket<'_>, watch: &Watch, refusal: &Refusal, down: &mut Side) -> Fate {
     let worker = ticket.worker;
+    let reason = refusal.reason;
     worker.counters.stopped_by(reason, 1);
     if reason == Reason::ClientGone || watch.signal() == Signal::Close {
         return Fate::Cut;
     }
     down.discard();
     let world = worker.world();
-    let inside = is_inside(&world, caller.ip).then(|| Inside {
+    let inside = is_inside(&world, ticket.client).then(|| Inside {
         detail: ticket.route.as_deref().and_then(seen),
         apps: if reason == Reason::UnknownHost { apps(&world) } else { Vec::new() },
     });
     let host = std::str::from_utf8(ticket.host()).unwrap_or_default();
-    let rendered = Page { reason, host, inside }.render(ticket.head.value(Kind::Accept, ticket.bytes));
-    send(ticket, watch, rendered.status, &rendered.fields, &rendered.body, down).await
+    let mut page = Page { reason, host, inside }.render(ticket.head.value(Kind::Accept, ticket.bytes));
+    page.fields.extend_from_slice(&refusal.fields);
+    send(ticket, watch, page.status, &page.fields, &page.body, down).await
 }
 
 /// Sends the client elsewhere.
@@ -51,18 +47,12 @@ pub async fn redirect(
     redirect: &Redirect,
     target: &[u8],
     down: &mut Side,
-) -> Fate {
-    let mut location = Vec::with_capacity(redirect.to.len() + target.len());
-    match redirect.to.strip_suffix("{uri}") {
-        Some(base) => {
-            location.extend_from_slice(base.as_bytes());
-            location.extend_from_slice(target);
-        }
-        None => location.extend_from_slice(redirect.to.as_bytes()),
-    }
+) -> Result<Fate, Reason> {
+    let (path, query) = split_target(target);
+    let location = redirect_location(&redirect.to, &NormalPath::new(path)?, query);
     let mut fields = Vec::new();
     push_field(&mut fields, b"Location", &location);
-    send(ticket, watch, redirect.status, &fields, b"", down).await
+    Ok(send(ticket, watch, redirect.status, &fields, b"", down).await)
 }
 
 /// Sends an answer of our own. A body of the request that was not read is not waited for.
@@ -97,6 +87,7 @@ async fn send(
         out.extend_from_slice(body);
         ticket.sent = body.len() as u64;
     }
+    watch.no_end();
     watch.extend(PATIENCE);
     let written = poll_fn(|cx| {
         if watch.signal() != Signal::None {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
-use proximity_table::{Generation, Route, World};
+use proximity_table::{Generation, ProxySettings, Route, World};
 use slab::Slab;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
@@ -24,7 +24,7 @@ use crate::peers::Patience;
 use crate::pool::Pool;
 use crate::site::Site;
 use crate::watch::{Phase, Signal, Ticks, Watch};
-use crate::{AccessSink, Counters, Reason, front, peers};
+use crate::{AccessSink, Counters, Reason, Shared, front, peers};
 
 /// Where the proxy reads the world: one immutable snapshot at a time.
 pub type Snapshot = Arc<ArcSwap<World>>;
@@ -33,6 +33,8 @@ pub type Snapshot = Arc<ArcSwap<World>>;
 const BACKLOG: i32 = 4096;
 /// Heads that a thread keeps to use their lists of fields again.
 const MOST_HEADS: usize = 64;
+/// Seconds that a connection to a backend is kept for the next request.
+const BACKEND_IDLE: u32 = 60;
 /// Seconds after which a site that nobody visits is forgotten.
 const SITE_IDLE: u32 = 60;
 /// Octets of log lines after which the writer gets them at once.
@@ -44,28 +46,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often a drain looks for connections that became idle.
 const DRAIN_STEP: Duration = Duration::from_millis(20);
 
-/// Limits and times of a data thread.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Client connections (upgraded ones too) that one thread holds; further ones are closed at once.
-    pub max_connections: usize,
-    /// Seconds that a request head may take.
-    pub head_timeout: u32,
-    /// Seconds that a client connection may wait for its next request, or leave an answer unread.
-    pub idle_timeout: u32,
-    /// Longest request head, in octets.
-    pub max_header: usize,
-    /// Seconds that a connection to a backend is kept for the next request.
-    pub backend_idle_timeout: u32,
-    /// How long requests may go on after the stop signal.
-    pub drain: Duration,
-}
-
 /// One data thread of the proxy.
 #[derive(Debug)]
 pub struct DataPlane {
     snapshot: Snapshot,
-    settings: Settings,
+    shared: Arc<Shared>,
     log: Option<AccessSink>,
     counters: Arc<Counters>,
 }
@@ -74,7 +59,9 @@ pub struct DataPlane {
 pub(crate) struct Worker {
     world: RefCell<Cache<Snapshot, Arc<World>>>,
     sites: RefCell<HashMap<*const Route, (Rc<Site>, u32)>>,
-    pub settings: Settings,
+    pub shared: Arc<Shared>,
+    settings: RefCell<Rc<ProxySettings>>,
+    random: Cell<u64>,
     sink: Option<AccessSink>,
     log: RefCell<Batch>,
     log_begun: Notify,
@@ -116,23 +103,10 @@ pub fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-impl Default for Settings {
-    fn default() -> Settings {
-        Settings {
-            max_connections: 10_000,
-            head_timeout: 10,
-            idle_timeout: 75,
-            max_header: 32 * 1024,
-            backend_idle_timeout: 60,
-            drain: Duration::from_secs(30),
-        }
-    }
-}
-
 impl DataPlane {
     /// A data thread that is not serving yet.
-    pub fn new(snapshot: Snapshot, settings: Settings, log: Option<AccessSink>) -> DataPlane {
-        DataPlane { snapshot, settings, log, counters: Arc::default() }
+    pub fn new(snapshot: Snapshot, shared: Arc<Shared>, log: Option<AccessSink>) -> DataPlane {
+        DataPlane { snapshot, shared, log, counters: Arc::default() }
     }
 
     /// Its counters; they may be read from any thread.
@@ -176,8 +150,10 @@ impl DataPlane {
         Worker {
             world: RefCell::new(Cache::new(self.snapshot)),
             sites: RefCell::default(),
-            pool: Pool::new(ticks.clone(), self.settings.backend_idle_timeout, self.counters.clone()),
-            settings: self.settings,
+            pool: Pool::new(ticks.clone(), BACKEND_IDLE, self.counters.clone()),
+            settings: RefCell::new(Rc::new(ProxySettings::clone(&self.shared.settings.load()))),
+            shared: self.shared,
+            random: Cell::new(Instant::now().elapsed().as_nanos() as u64 ^ std::process::id() as u64),
             sink: self.log,
             log: RefCell::default(),
             log_begun: Notify::new(),
@@ -222,6 +198,7 @@ async fn sweep(worker: Rc<Worker>) {
         // Rounded, so that a second of a thousand and one milliseconds is one.
         worker.ticks.advance((before.elapsed().as_millis() as u32 + 500) / 1000);
         worker.clock.adjust();
+        worker.follow_settings();
         worker.pool.sweep();
         worker.buffers.trim();
         worker.forget_sites();
@@ -251,6 +228,33 @@ impl Worker {
         self.world.borrow_mut().load().clone()
     }
 
+    /// How clients are treated on the whole.
+    pub fn settings(&self) -> Rc<ProxySettings> {
+        self.settings.borrow().clone()
+    }
+
+    /// Takes over changed settings.
+    fn follow_settings(&self) {
+        let settings = self.shared.settings.load();
+        if **self.settings.borrow() != **settings {
+            *self.settings.borrow_mut() = Rc::new(ProxySettings::clone(&settings));
+        }
+    }
+
+    /// Milliseconds on the clock of the backends' states.
+    pub fn now_ms(&self) -> u64 {
+        self.shared.millis(Instant::now())
+    }
+
+    /// Another number each time, for choices that nobody gains from foreseeing (splitmix64).
+    pub fn entropy(&self) -> u64 {
+        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.set(state);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
     /// The number of the present world.
     pub fn generation(&self) -> Generation {
         self.world.borrow_mut().load().generation
@@ -267,8 +271,9 @@ impl Worker {
     pub fn site(&self, route: Arc<Route>) -> Rc<Site> {
         let now = self.ticks.now();
         let mut sites = self.sites.borrow_mut();
-        let (site, used) =
-            sites.entry(Arc::as_ptr(&route)).or_insert_with(|| (Rc::new(Site::new(route, &self.pool)), now));
+        let (site, used) = sites
+            .entry(Arc::as_ptr(&route))
+            .or_insert_with(|| (Rc::new(Site::new(route, &self.pool, &self.shared, self.now_ms())), now));
         *used = now;
         site.clone()
     }
@@ -345,20 +350,28 @@ impl Worker {
     }
 
     fn admit(self: &Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
-        if self.connections.borrow().len() >= self.settings.max_connections {
+        self.follow_settings();
+        let settings = self.settings();
+        if self.connections.borrow().len() >= settings.max_connections as usize {
             self.counters.stopped_by(Reason::ConnectionLimit, 1);
             return;
         }
+        let slot = self.shared.clients.enter(0, peer.ip().to_canonical(), settings.client_connections);
+        let Ok(slot) = slot else {
+            self.counters.stopped_by(Reason::ClientConnections, 1);
+            return;
+        };
         // A failure here costs latency only.
         let _ = stream.set_nodelay(true);
         let watch = Rc::new(Watch::new(self.ticks.clone()));
-        watch.enter(Phase::Head, self.settings.head_timeout);
+        watch.enter(Phase::Head, settings.head_timeout);
         let id = self.connections.borrow_mut().insert(watch.clone());
         let registered = Registered(self.clone(), id);
-        let caller = Caller::new(self.clone(), peer.ip().to_canonical(), peer.port());
+        let local = stream.local_addr().unwrap_or(peer);
+        let caller = Caller::new(self.clone(), peer, local);
         tokio::task::spawn_local(async move {
-            let _registered = registered;
-            front::serve(&caller, &watch, stream).await;
+            let _registered = (registered, slot);
+            front::serve(caller, &watch, stream).await;
         });
         self.counters.connection_opened();
         self.busy.notify_one();
@@ -367,7 +380,8 @@ impl Worker {
     /// Lets requests finish and closes connections as they become idle.
     async fn drain(&self) {
         self.draining.set(true);
-        let deadline = tokio::time::Instant::now() + self.settings.drain;
+        let within = Duration::from_secs(u64::from(self.settings().drain));
+        let deadline = tokio::time::Instant::now() + within;
         while !self.connections.borrow().is_empty() && tokio::time::Instant::now() < deadline {
             self.close_those(|phase| matches!(phase, Phase::Idle | Phase::Head));
             tokio::time::sleep(DRAIN_STEP).await;

@@ -2,63 +2,176 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use proximity_table::{Action, PathRoute, Route, Service, Verdict};
+use proximity_table::{Action, PathRoute, Rate, Redirect, Route, Service, Verdict, VhostPolicy};
 
-use crate::Reason;
 use crate::pool::{Lane, Pool};
+use crate::{
+    AccessRules, BasicUsers, CompiledEdits, Member, NormalPath, Passive, Reason, RetryBudget, Rules, Shared,
+    split_target, strip_prefix,
+};
+
+/// Retries each second that a vhost with few requests has, too.
+const LEAST_RETRIES: u32 = 5;
 
 /// A route with what a data thread has ready for its requests.
 pub struct Site {
     pub route: Arc<Route>,
-    /// The ways to the backends of each service, in the order of [`Route::services`].
-    services: Vec<Ways>,
-    /// Requests begun.
+    /// Who may ask; `None` when everybody may.
+    pub access: Option<AccessRules>,
+    /// Who may by name and password; `Some(None)` lets nobody in.
+    pub users: Option<Option<Arc<BasicUsers>>>,
+    pub request_edits: Option<CompiledEdits>,
+    pub response_edits: Option<CompiledEdits>,
+    pub rules: Rules,
+    pub passive: Passive,
+    pub budget: RetryBudget,
+    pub rate: Option<Rate>,
+    /// Tells the limits of this vhost from those of others.
+    pub scope: u64,
+    /// The way to the service that is asked who may pass.
+    pub auth: Option<Ways>,
+    /// The ways to the backends: of the root first, then of each path.
+    ways: Vec<Ways>,
     turn: Cell<usize>,
 }
 
 /// The ways to the usable backends of a service.
+#[derive(Default)]
 pub struct Ways {
+    pub members: Vec<Member>,
+    /// In the order of `members`.
     pub lanes: Vec<Rc<Lane>>,
 }
 
 /// Where a request goes.
 pub enum Place<'a> {
-    /// To a backend.
-    Service(&'a Service, &'a Ways, Option<&'a PathRoute>),
+    /// To a backend, with this target.
+    Backends(&'a Ways, Target<'a>),
     /// Elsewhere.
-    Redirect(&'a proximity_table::Redirect),
+    Redirect(&'a Redirect),
+}
+
+/// The target of a request as it is matched and sent on.
+pub enum Target<'a> {
+    /// As it came.
+    AsSent(&'a [u8]),
+    Changed(Vec<u8>),
 }
 
 impl Site {
-    pub fn new(route: Arc<Route>, pool: &Pool) -> Site {
+    pub fn new(route: Arc<Route>, pool: &Pool, shared: &Shared, now_ms: u64) -> Site {
         let from_lease = route.from_lease();
-        let services = route
-            .services()
-            .map(|service| Ways {
-                lanes: service.usable(from_lease).map(|backend| pool.lane(backend.key, service)).collect(),
-            })
-            .collect();
-        Site { route, services, turn: Cell::new(0) }
+        let policy = &*route.policy;
+        let of = |action: &Action| match action {
+            Action::Proxy(service) => Ways::new(service, from_lease, pool, shared, now_ms),
+            Action::Redirect(_) => Ways::default(),
+        };
+        let ways =
+            std::iter::once(&route.root).chain(route.paths.iter().map(|path| &path.action)).map(of).collect();
+        let access = AccessRules::from(&policy.access);
+        // The configuration was checked. A list of users that nevertheless cannot be used lets nobody in, and
+        // edits that cannot be made change nothing.
+        let edits = |edits| CompiledEdits::try_from(edits).ok().filter(|edits| !edits.is_empty());
+        let users = |auth| BasicUsers::try_from(auth).ok().map(Arc::new);
+        let auth = route.auth_backend.as_ref().map(|backend| Ways {
+            members: vec![Member { key: backend.key, state: shared.backends.state(backend.key, now_ms) }],
+            lanes: vec![pool.plain_lane(backend.key)],
+        });
+        Site {
+            access: (!access.is_open()).then_some(access),
+            users: policy.basic_auth.as_ref().map(users),
+            request_edits: edits(&policy.request_headers),
+            response_edits: edits(&policy.response_headers),
+            rules: Rules::of(policy),
+            passive: Passive::from(policy.passive),
+            budget: RetryBudget::new(policy.retries.budget, LEAST_RETRIES, now_ms),
+            rate: policy.limits.client_rate,
+            scope: scope(&route.app),
+            auth,
+            ways,
+            turn: Cell::new(0),
+            route,
+        }
     }
 
-    /// Where a request for a path goes.
-    pub fn place(&self, path: &str) -> Result<Place<'_>, Reason> {
-        let (action, claimed) = self.route.action(path);
+    /// The policy of the vhost.
+    pub fn policy(&self) -> &VhostPolicy {
+        &self.route.policy
+    }
+
+    /// Where a request for a target goes.
+    pub fn place<'a>(&'a self, target: &'a [u8]) -> Result<Place<'a>, Reason> {
+        let Some((at, target)) = self.claim(target)? else {
+            return self.at(&self.route.root, &self.ways[0], Target::AsSent(target));
+        };
+        match at {
+            None => self.at(&self.route.root, &self.ways[0], target),
+            Some(at) => self.at(&self.route.paths[at].action, &self.ways[at + 1], target),
+        }
+    }
+
+    fn at<'a>(&'a self, action: &'a Action, ways: &'a Ways, target: Target<'a>) -> Result<Place<'a>, Reason> {
         match action {
             Action::Redirect(redirect) => Ok(Place::Redirect(redirect)),
             Action::Proxy(service) => {
-                let at = self.route.services().position(|other| std::ptr::eq(other, service)).unwrap_or(0);
                 ready(service.verdict)?;
-                Ok(Place::Service(service, &self.services[at], claimed))
+                Ok(Place::Backends(ways, target))
             }
         }
     }
 
-    /// The backend that is first in turn.
-    pub fn next_turn(&self, backends: usize) -> usize {
+    /// The path that claims a target, and the target as the backend gets it; `None` when there are no paths and
+    /// nothing has to be looked at.
+    fn claim<'a>(&self, target: &'a [u8]) -> Result<Option<(Option<usize>, Target<'a>)>, Reason> {
+        if self.route.paths.is_empty() || target == b"*" {
+            return Ok(None);
+        }
+        let (path, query) = split_target(target);
+        let normal = NormalPath::new(path)?;
+        let found = normal.prefix(self.route.paths.iter().map(|path| &*path.prefix))?;
+        let strips = found.map(|at| &self.route.paths[at]).filter(|path| path.strip);
+        if strips.is_none() && normal.is_as_sent() {
+            return Ok(Some((found, Target::AsSent(target))));
+        }
+        let path = match strips {
+            Some(PathRoute { prefix, .. }) => strip_prefix(normal.as_bytes(), prefix.as_bytes()),
+            None => normal.as_bytes(),
+        };
+        let mut changed = path.to_vec();
+        if let Some(query) = query {
+            changed.push(b'?');
+            changed.extend_from_slice(query);
+        }
+        Ok(Some((found, Target::Changed(changed))))
+    }
+
+    /// The number of the next request.
+    pub fn next_turn(&self) -> usize {
         let turn = self.turn.get();
         self.turn.set(turn.wrapping_add(1));
-        turn % backends.max(1)
+        turn
+    }
+}
+
+impl Ways {
+    fn new(service: &Service, from_lease: bool, pool: &Pool, shared: &Shared, now_ms: u64) -> Ways {
+        let mut ways = Ways::default();
+        for backend in service.usable(from_lease) {
+            let state = shared.backends.state(backend.key, now_ms);
+            ways.members.push(Member { key: backend.key, state });
+            ways.lanes.push(pool.lane(backend.key, service));
+        }
+        ways
+    }
+}
+
+impl Target<'_> {
+    /// Its octets.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Target::AsSent(bytes) => bytes,
+            Target::Changed(bytes) => bytes,
+        }
     }
 }
 
@@ -70,4 +183,10 @@ fn ready(verdict: Verdict) -> Result<(), Reason> {
         Verdict::Starting => Err(Reason::Starting),
         Verdict::Ready => Ok(()),
     }
+}
+
+/// FNV-1a of the app's name.
+fn scope(app: &str) -> u64 {
+    app.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -125,6 +125,21 @@ reasons! {
     HeaderName, "header_name", 400;
 }
 
+impl Reason {
+    /// Whether it tells of a backend that another one may make good.
+    pub fn is_of_backend(self) -> bool {
+        matches!(
+            self,
+            Reason::BackendRefused
+                | Reason::BackendTimedOut
+                | Reason::BackendTls
+                | Reason::BackendBroke
+                | Reason::BackendNonsense
+                | Reason::BackendSlow
+        )
+    }
+}
+
 /// Something for each reason, in the order of [`Reason::ALL`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ByReason<T>(pub [T; Reason::ALL.len()]);

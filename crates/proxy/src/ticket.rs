@@ -1,3 +1,5 @@
+use std::borrow::Cow;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -6,6 +8,7 @@ use proximity_table::Route;
 
 use crate::Reason;
 use crate::access::Line;
+use crate::caller::Caller;
 use crate::clock::as_micros;
 use crate::http1::RequestHead;
 use crate::server::Worker;
@@ -17,8 +20,10 @@ const CLIENT_CLOSED_REQUEST: u16 = 499;
 /// counted and logged, however it ended.
 pub struct Ticket<'a> {
     pub worker: &'a Rc<Worker>,
-    /// The fields of the client in the log, the same for all its requests.
-    pub log_prefix: &'a str,
+    /// The fields of the client in the log.
+    pub log_prefix: Cow<'a, str>,
+    /// Who asks: the other end of the connection, or whom a trusted proxy asks for.
+    pub client: IpAddr,
     pub head: &'a RequestHead,
     /// The octets that `head` speaks of.
     pub bytes: &'a [u8],
@@ -33,15 +38,11 @@ pub struct Ticket<'a> {
 }
 
 impl<'a> Ticket<'a> {
-    pub fn new(
-        worker: &'a Rc<Worker>,
-        log_prefix: &'a str,
-        head: &'a RequestHead,
-        bytes: &'a [u8],
-    ) -> Ticket<'a> {
+    pub fn new(caller: &'a Caller, head: &'a RequestHead, bytes: &'a [u8]) -> Ticket<'a> {
         Ticket {
-            worker,
-            log_prefix,
+            worker: &caller.worker,
+            log_prefix: Cow::Borrowed(&caller.log_prefix),
+            client: caller.peer.ip(),
             head,
             bytes,
             route: None,
@@ -69,7 +70,7 @@ impl Drop for Ticket<'_> {
         let host = self.host();
         worker.log(self.route.take(), |clock| Line {
             at_micros: clock.unix_micros(self.start),
-            client: self.log_prefix,
+            client: &self.log_prefix,
             version: self.head.version,
             method: self.head.method_text.in_(self.bytes),
             host,

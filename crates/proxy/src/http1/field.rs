@@ -1,5 +1,3 @@
-use std::ops::Range;
-
 /// Where a piece of a head lies in the head's octets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
@@ -62,27 +60,6 @@ impl Span {
     /// The octets themselves.
     pub fn in_(self, whole: &[u8]) -> &[u8] {
         whole.get(self.start as usize..self.end as usize).unwrap_or_default()
-    }
-
-    /// The place as a range.
-    pub fn range(self) -> Range<usize> {
-        self.start as usize..self.end as usize
-    }
-
-    /// A piece of it, by offsets into it.
-    pub fn part(self, range: Range<usize>) -> Span {
-        let start = self.start + range.start as u32;
-        Span { start, end: (self.start + range.end as u32).min(self.end).max(start) }
-    }
-
-    /// Whether there is nothing there.
-    pub fn is_empty(self) -> bool {
-        self.start == self.end
-    }
-
-    /// Octets in it.
-    pub fn len(self) -> usize {
-        (self.end - self.start) as usize
     }
 }
 
@@ -172,19 +149,6 @@ impl Kind {
             _ => Kind::Plain,
         }
     }
-
-    /// Whether a client or a connection may not say this to a backend.
-    pub fn is_for_this_hop(self) -> bool {
-        matches!(
-            self,
-            Kind::Connection
-                | Kind::TransferEncoding
-                | Kind::Upgrade
-                | Kind::Te
-                | Kind::HopByHop
-                | Kind::Expect
-        )
-    }
 }
 
 /// The comma-separated words of a value, without the empty ones.
@@ -270,6 +234,5 @@ mod tests {
         let whole = b"Host: a";
         let span = Span::of(&whole[6..], whole);
         assert_eq!(span.in_(whole), b"a");
-        assert_eq!(Span::of(&whole[..4], whole).part(1..3).in_(whole), b"os");
     }
 }

@@ -186,17 +186,17 @@ impl RequestHead {
     }
 
     /// The values of the fields of a kind.
-    pub fn values<'a>(&'a self, kind: Kind, head: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+    pub fn values<'a>(&self, kind: Kind, head: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         self.fields.iter().filter(move |field| field.kind == kind).map(|field| field.value.in_(head))
     }
 
     /// The value of the first field of a kind.
-    pub fn value<'a>(&'a self, kind: Kind, head: &'a [u8]) -> Option<&'a [u8]> {
+    pub fn value<'a>(&self, kind: Kind, head: &'a [u8]) -> Option<&'a [u8]> {
         self.values(kind, head).next()
     }
 
     /// The value of the first field of a name, whatever its case.
-    pub fn named<'a>(&'a self, name: &[u8], head: &'a [u8]) -> Option<&'a [u8]> {
+    pub fn named<'a>(&self, name: &[u8], head: &'a [u8]) -> Option<&'a [u8]> {
         let found = self.fields.iter().find(|field| field.name.in_(head).eq_ignore_ascii_case(name))?;
         Some(found.value.in_(head))
     }
@@ -221,17 +221,6 @@ impl Method {
     /// Whether a request may be sent again without harm (RFC 9110 §9.2.2).
     pub fn is_idempotent(self) -> bool {
         !matches!(self, Method::Post | Method::Connect | Method::Other)
-    }
-}
-
-impl Version {
-    /// The word of the access log.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Version::Http10 => "HTTP/1.0",
-            Version::Http11 => "HTTP/1.1",
-            Version::Http2 => "HTTP/2.0",
-        }
     }
 }
 

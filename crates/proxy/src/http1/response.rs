@@ -126,6 +126,12 @@ impl ResponseHead {
         Ok(())
     }
 
+    /// The value of the first field of a name, whatever its case.
+    pub fn named<'a>(&self, name: &[u8], head: &'a [u8]) -> Option<&'a [u8]> {
+        let found = self.fields.iter().find(|field| field.name.in_(head).eq_ignore_ascii_case(name))?;
+        Some(found.value.in_(head))
+    }
+
     /// The value of the first field of a kind.
     pub fn value<'a>(&self, kind: Kind, head: &'a [u8]) -> Option<&'a [u8]> {
         self.fields.iter().find(|field| field.kind == kind).map(|field| field.value.in_(head))

@@ -14,8 +14,8 @@ pub struct Onward<'a> {
     pub host: &'a [u8],
     /// Field lines that tell who asked: `X-Forwarded-For` and the like.
     pub identity: &'a [u8],
-    /// Further field lines.
-    pub extra: &'a [u8],
+    /// Fields that replace the client's own of those names; those with an empty value only remove.
+    pub granted: &'a [(String, Vec<u8>)],
     /// What the administrator wants changed.
     pub edits: Option<&'a CompiledEdits>,
     /// How long the body is, as it is sent on.
@@ -41,6 +41,21 @@ pub struct Back<'a> {
     pub recoded: bool,
 }
 
+impl Back<'_> {
+    /// An interim response, or one that changes the protocol.
+    pub fn interim(version: Version) -> Back<'static> {
+        Back {
+            version,
+            keep_alive: true,
+            delimiter: Delimiter::None,
+            date: b"",
+            extra: b"",
+            edits: None,
+            recoded: false,
+        }
+    }
+}
+
 /// Appends a request as a backend gets it. Hop-by-hop fields go, and what the client claims about itself is
 /// replaced by what is known: nobody can forge an address that a backend would believe.
 pub fn request(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], onward: &Onward<'_>) {
@@ -50,7 +65,13 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], onward: &Onw
     out.extend_from_slice(b" HTTP/1.1\r\nHost: ");
     out.extend_from_slice(onward.host);
     out.extend_from_slice(b"\r\n");
-    request_fields(head, bytes, onward.edits, |name, value| push_field(out, name, value));
+    let is_granted =
+        |name: &[u8]| onward.granted.iter().any(|(granted, _)| granted.as_bytes().eq_ignore_ascii_case(name));
+    request_fields(head, bytes, onward.edits, |name, value| {
+        if !is_granted(name) {
+            push_field(out, name, value);
+        }
+    });
     match onward.length {
         Length::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
         Length::Known(_) | Length::None => {}
@@ -64,7 +85,9 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], onward: &Onw
         out.extend_from_slice(b"Expect: 100-continue\r\n");
     }
     out.extend_from_slice(onward.identity);
-    out.extend_from_slice(onward.extra);
+    for (name, value) in onward.granted.iter().filter(|(_, value)| !value.is_empty()) {
+        push_field(out, name.as_bytes(), value);
+    }
     if let Some(edits) = onward.edits {
         out.extend_from_slice(edits.lines());
     }
@@ -194,7 +217,10 @@ mod tests {
             target: head.target.in_(text.as_bytes()),
             host: b"10.20.0.101:80",
             identity: b"X-Real-IP: 192.168.1.7\r\n",
-            extra: b"",
+            granted: &[
+                ("Remote-User".to_owned(), b"alice".to_vec()),
+                ("Remote-Group".to_owned(), Vec::new()),
+            ],
             edits,
             length: head.length,
         };
@@ -224,11 +250,11 @@ mod tests {
     fn a_request_goes_on_without_claims_and_without_what_concerns_one_hop() {
         let text = "POST /a?b HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, X-Mine\r\nX-Mine: 1\r\nKeep-Alive: 5\r\n\
                     TE: trailers\r\nX-Forwarded-For: 1.2.3.4\r\nForwarded: for=1.2.3.4\r\nX-Real-IP: 1.2.3.4\r\n\
-                    Proxy: evil\r\nX_Real_IP: 1.2.3.4\r\nCookie: a=b\r\nContent-Length: 3\r\nAccept: */*\r\n\r\n";
+                    Remote-User: root\r\nRemote-Group: root\r\nProxy: evil\r\nX_Real_IP: 1.2.3.4\r\nCookie: a=b\r\nContent-Length: 3\r\nAccept: */*\r\n\r\n";
         assert_eq!(
             onward(text, None),
             "POST /a?b HTTP/1.1\r\nHost: 10.20.0.101:80\r\nCookie: a=b\r\nContent-Length: 3\r\nAccept: */*\r\n\
-             X-Real-IP: 192.168.1.7\r\n\r\n"
+             X-Real-IP: 192.168.1.7\r\nRemote-User: alice\r\n\r\n"
         );
     }
 
@@ -239,7 +265,7 @@ mod tests {
         assert_eq!(
             onward(text, None),
             "GET /ws HTTP/1.1\r\nHost: 10.20.0.101:80\r\nSec-WebSocket-Key: k\r\nConnection: upgrade\r\n\
-             Upgrade: websocket\r\nExpect: 100-continue\r\nX-Real-IP: 192.168.1.7\r\n\r\n"
+             Upgrade: websocket\r\nExpect: 100-continue\r\nX-Real-IP: 192.168.1.7\r\nRemote-User: alice\r\n\r\n"
         );
     }
 

@@ -42,7 +42,8 @@ fn headers_are_rebuilt_for_the_backend_and_stripped_for_the_client() {
     assert_eq!(request.header("x-forwarded-host"), ["Wiki.prox.local:80"]);
     assert_eq!(request.header("cookie"), ["c=1"]);
     assert_eq!(request.header("authorization"), ["Basic eA=="]);
-    for name in ["forwarded", "connection", "x-hop", "te", "upgrade"] {
+    assert_eq!(request.header("forwarded"), ["for=127.0.0.1;host=\"Wiki.prox.local:80\";proto=http"]);
+    for name in ["connection", "x-hop", "te", "upgrade"] {
         assert!(request.header(name).is_empty(), "{name}: {request:?}");
     }
 }
@@ -61,8 +62,8 @@ fn no_header_of_a_client_can_stand_in_for_ours() {
     let request = backend.requests().remove(0);
     let mut names: Vec<&str> = request.headers.iter().map(|(name, _)| name.as_str()).collect();
     names.sort_unstable();
-    let expected =
-        ["host", "x-api-key", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"];
+    let ours = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"];
+    let expected: Vec<&str> = ["forwarded", "host", "x-api-key"].into_iter().chain(ours).collect();
     assert_eq!(names, expected);
     assert_eq!(proxy.count(Reason::HeaderName), 3);
 }

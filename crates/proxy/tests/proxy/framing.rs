@@ -1,6 +1,7 @@
 use std::io::Write;
 
-use proximity_proxy::{Reason, Settings};
+use proximity_proxy::Reason;
+use proximity_table::ProxySettings;
 
 use crate::support::{Backend, Proxy, Table, vhost};
 
@@ -70,7 +71,7 @@ fn a_bad_chunk_ends_the_upload() {
 
 #[test]
 fn a_slow_head_is_cut_and_an_idle_client_is_closed() {
-    let settings = Settings { head_timeout: 1, idle_timeout: 1, ..Settings::default() };
+    let settings = ProxySettings { head_timeout: 1, idle_timeout: 1, ..ProxySettings::default() };
     let proxy = Proxy::with(&Table::of(vec![]), settings, None);
     let (mut slow, mut idle) = (proxy.connect(), proxy.connect());
     slow.send("GET / HTTP/1.1\r\nHost: wiki");
@@ -82,7 +83,7 @@ fn a_slow_head_is_cut_and_an_idle_client_is_closed() {
 #[test]
 fn connections_are_bounded() {
     let backend = Backend::answering("hello");
-    let settings = Settings { max_connections: 2, ..Settings::default() };
+    let settings = ProxySettings { max_connections: 2, ..ProxySettings::default() };
     let proxy = Proxy::with(&Table::of(vec![vhost("wiki", &[backend.addr])]), settings, None);
     let mut held = [proxy.connect(), proxy.connect()];
     for client in &mut held {

@@ -25,7 +25,7 @@ fn connections_are_kept_on_both_sides() {
     assert_eq!(backend.accepted(), 1);
     let totals = proxy.totals();
     assert_eq!((totals.connections, totals.upstream_connects, totals.upstream_reuses), (2, 1, 50));
-    assert_eq!(totals.responses[2], 51);
+    proxy.until("all counted", |totals| totals.responses[2] == 51);
 }
 
 #[test]

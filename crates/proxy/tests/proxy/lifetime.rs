@@ -3,8 +3,9 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
 
-use proximity_proxy::{AccessLog, Settings};
+use proximity_proxy::AccessLog;
 use proximity_table::Change;
+use proximity_table::ProxySettings;
 
 use crate::support::{Backend, PATIENCE, Proxy, Table, vhost};
 
@@ -43,7 +44,7 @@ fn a_stop_does_not_wait_for_ever() {
         // Never answers; ends when the proxy gives up.
         conn.request();
     });
-    let settings = Settings { drain: std::time::Duration::from_millis(50), ..Settings::default() };
+    let settings = ProxySettings { drain: 1, ..ProxySettings::default() };
     let proxy = Proxy::with(&Table::of(vec![vhost("wiki", &[backend.addr])]), settings, None);
     let mut client = proxy.connect();
     client.send("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\n\r\n");
@@ -102,7 +103,7 @@ fn every_request_is_logged_in_the_file_of_its_vhost() {
     let backend = Backend::answering("hello");
     let mut table = Table::of(vec![vhost("wiki", &[backend.addr])]);
     let log = AccessLog::start(dir.clone(), |trouble| panic!("{trouble}")).unwrap();
-    let proxy = Proxy::with(&table, Settings::default(), Some(log.sink()));
+    let proxy = Proxy::with(&table, ProxySettings::default(), Some(log.sink()));
     let mut client = proxy.connect();
     client.send(
         "POST /a?q='1' HTTP/1.1\r\nHost: wiki.example.org\r\nCookie: secret\r\nAuthorization: Basic secret\r\n\
@@ -146,8 +147,11 @@ fn a_log_that_cannot_be_written_is_told_once_and_stops_nothing() {
     let backend = Backend::answering("hello");
     let (told, troubles) = channel();
     let log = AccessLog::start(dir.clone(), move |trouble| told.send(trouble.to_owned()).unwrap()).unwrap();
-    let proxy =
-        Proxy::with(&Table::of(vec![vhost("wiki", &[backend.addr])]), Settings::default(), Some(log.sink()));
+    let proxy = Proxy::with(
+        &Table::of(vec![vhost("wiki", &[backend.addr])]),
+        ProxySettings::default(),
+        Some(log.sink()),
+    );
     for round in 1..=2 {
         assert_eq!(proxy.get("wiki.prox.local", "/").status, 200);
         let began = std::time::Instant::now();

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use proximity_config::Config;
-use proximity_proxy::{AccessSink, Counters, DataPlane, Reason, Settings, Snapshot, Totals, listen};
+use proximity_proxy::{AccessSink, Counters, DataPlane, Reason, Shared, Snapshot, Totals, listen};
 use proximity_table::{
-    BackendTarget, Change, Facts, Generation, Intent, Lease, LeaseState, Ledger, Source, Timestamp, Touched,
-    Vhost, World,
+    BackendTarget, Change, Facts, Generation, Intent, Lease, LeaseState, Ledger, ProxySettings, Source,
+    Timestamp, Touched, Vhost, World,
 };
 use tokio::sync::watch;
 
@@ -93,13 +93,14 @@ pub struct Proxy {
 
 impl Proxy {
     pub fn start(table: &Table) -> Proxy {
-        Proxy::with(table, Settings::default(), None)
+        Proxy::with(table, ProxySettings::default(), None)
     }
 
-    pub fn with(table: &Table, settings: Settings, log: Option<AccessSink>) -> Proxy {
+    pub fn with(table: &Table, settings: ProxySettings, log: Option<AccessSink>) -> Proxy {
         let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let addr = listener.local_addr().unwrap();
-        let plane = DataPlane::new(table.snapshot.clone(), settings, log);
+        let shared = Arc::new(Shared::new(settings, 7, [7; 32]));
+        let plane = DataPlane::new(table.snapshot.clone(), shared, log);
         let counters = plane.counters();
         let (stop, stopped) = watch::channel(false);
         let thread = std::thread::spawn(move || plane.run(vec![listener], stopped).unwrap());

@@ -1,0 +1,100 @@
+use std::borrow::Cow;
+use std::rc::Rc;
+
+use proximity_table::World;
+
+use crate::access::client_fields;
+use crate::caller::{Caller, Visit};
+use crate::http1::Length;
+use crate::ticket::Ticket;
+use crate::{Reason, RetryAfter, host};
+
+/// Scope of the limits that hold over all vhosts.
+const EVERYWHERE: u64 = 0;
+
+/// A request that may go on, as far as can be told at once.
+pub struct Asked<'a> {
+    pub visit: Rc<Visit>,
+    /// The target in origin form.
+    pub target: &'a [u8],
+    /// Field lines that tell the backend who asked, when they are not those of the visit.
+    identity: Option<Vec<u8>>,
+    /// Most octets that the body may have, 0 for any number.
+    pub body_limit: u64,
+}
+
+/// Why a request does not go on.
+#[derive(Debug)]
+pub struct Refusal {
+    pub reason: Reason,
+    /// Field lines for the answer.
+    pub fields: Vec<u8>,
+}
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Refusal {
+        Refusal { reason, fields: Vec::new() }
+    }
+}
+
+impl From<RetryAfter> for Refusal {
+    fn from(wait: RetryAfter) -> Refusal {
+        let fields = format!("Retry-After: {}\r\n", wait.seconds).into_bytes();
+        Refusal { reason: Reason::RateLimited, fields }
+    }
+}
+
+impl Asked<'_> {
+    /// Field lines that tell the backend who asked.
+    pub fn identity(&self) -> &[u8] {
+        self.identity.as_deref().unwrap_or(&self.visit.identity)
+    }
+}
+
+/// Tells for which vhost a request is, and refuses what can be refused without waiting for anybody.
+pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>) -> Result<Asked<'a>, Refusal> {
+    let (written, target) = host::target(ticket.head, ticket.bytes)?;
+    let mut identity = None;
+    let origin = caller.origin(ticket.head, ticket.bytes)?;
+    if let Some(origin) = &origin {
+        ticket.client = origin.client;
+        ticket.log_prefix = Cow::Owned(client_fields(caller.peer, origin.client));
+    }
+    let visit = caller.visit(written)?;
+    let site = &visit.site;
+    ticket.route = Some(site.route.clone());
+    if let Some(origin) = &origin {
+        identity = Some(caller.identity(origin, written, site.request_edits.as_ref()));
+    }
+    if ticket.head.ambiguous > 0 {
+        ticket.worker.counters.stopped_by(Reason::HeaderName, u64::from(ticket.head.ambiguous));
+    }
+    let shared = &ticket.worker.shared;
+    let settings = ticket.worker.settings();
+    if settings.client_rate.is_some() || site.rate.is_some() {
+        let now = shared.millis(ticket.start);
+        if let Some(rate) = settings.client_rate {
+            shared.rates.take(EVERYWHERE, ticket.client, rate, now)?;
+        }
+        if let Some(rate) = site.rate {
+            shared.rates.take(site.scope, ticket.client, rate, now)?;
+        }
+    }
+    if let Some(access) = &site.access {
+        let world: std::sync::Arc<World> = ticket.worker.world();
+        let caller = |ip| world.caller(ip).map(|label| label.as_str().to_owned());
+        access.judge(ticket.client, caller).map_err(Reason::from)?;
+    }
+    let own = site.policy().limits.body;
+    let body_limit = if own > 0 { own } else { settings.max_body };
+    if matches!(ticket.head.length, Length::Known(octets) if body_limit > 0 && octets > body_limit) {
+        return Err(Reason::BodyTooLarge.into());
+    }
+    Ok(Asked { visit, target, identity, body_limit })
+}
+
+impl From<host::HostError> for Refusal {
+    fn from(error: host::HostError) -> Refusal {
+        Reason::from(error).into()
+    }
+}

@@ -1,0 +1,79 @@
+use std::future::poll_fn;
+use std::task::{Context, Poll, ready};
+
+use crate::Reason;
+use crate::exchange::{Exchange, Fate};
+use crate::http1::write::{self, Back};
+use crate::http1::{Delimiter, ResponseHead};
+use crate::relay::Relay;
+use crate::side::Side;
+use crate::watch::{Phase, Signal};
+
+/// One direction of a tunnel.
+struct Half {
+    relay: Relay,
+    is_shut: bool,
+}
+
+impl Exchange<'_, '_> {
+    /// Connects the two sides of an upgrade that the backend accepted (RFC 9110 §7.8).
+    pub async fn switch(
+        &mut self,
+        mut up: Side,
+        response: &ResponseHead,
+        length: usize,
+    ) -> Result<Fate, Reason> {
+        let Some(input) = up.input.as_mut().filter(|_| self.ticket.head.upgrade.is_some()) else {
+            return Err(Reason::BackendNonsense);
+        };
+        let back = Back::interim(self.ticket.head.version);
+        write::response(self.down.begin(false), response, input.data(), &back);
+        input.consume(length);
+        self.ticket.status = 101;
+        up.expect_response_body(Delimiter::Close);
+        self.down.expect_response_body(Delimiter::Close);
+        self.watch.no_end();
+        self.watch.enter(Phase::Tunnel, 0);
+        let _open = self.ticket.worker.tunnel_opened();
+        let (mut outward, mut inward) = (Half::new(), Half::new());
+        poll_fn(|cx| {
+            if self.watch.signal() == Signal::Close {
+                return Poll::Ready(());
+            }
+            // Either side may just go away; there is nobody left to tell.
+            let there = outward.poll(cx, self.down, &mut up);
+            let back = inward.poll(cx, &mut up, self.down);
+            match (there, back) {
+                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(()),
+                (Poll::Ready(Err(())), _) | (_, Poll::Ready(Err(()))) => Poll::Ready(()),
+                _ => {
+                    self.down.rest();
+                    up.rest();
+                    Poll::Pending
+                }
+            }
+        })
+        .await;
+        self.ticket.received = outward.relay.moved;
+        self.ticket.sent = inward.relay.moved;
+        Ok(Fate::Cut)
+    }
+}
+
+impl Half {
+    fn new() -> Half {
+        Half { relay: Relay::of_response(), is_shut: false }
+    }
+
+    /// Moves what can be moved; the end is passed on as the end of this direction only.
+    fn poll(&mut self, cx: &mut Context<'_>, from: &mut Side, to: &mut Side) -> Poll<Result<(), ()>> {
+        if !self.relay.is_done {
+            ready!(self.relay.poll(cx, from, to)).map_err(|_| ())?;
+        }
+        if !self.is_shut {
+            ready!(to.stream.poll_shutdown(cx)).map_err(|_| ())?;
+            self.is_shut = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
