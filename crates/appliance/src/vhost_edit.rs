@@ -68,8 +68,8 @@ fn edit(body: &mut Body, backends: &[String], settings: &VhostSettings) -> Resul
     put("access.allow", list(&settings.allow))?;
     put("access.deny", list(&settings.deny))?;
     put("access.apps", list(&settings.allow_app))?;
-    put("default", settings.default.then(|| json!(true)))?;
-    put("compress", settings.compress.then(|| json!(true)))?;
+    put("default", settings.default.then_some(json!(true)))?;
+    put("compress", settings.compress.then_some(json!(true)))?;
     put("enabled", (settings.disabled || settings.enabled).then(|| json!(settings.enabled)))?;
     let kept = settings.path.iter().map(|path| (path, false));
     for (text, strip) in kept.chain(settings.strip_path.iter().map(|path| (path, true))) {
