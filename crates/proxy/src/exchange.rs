@@ -106,8 +106,8 @@ impl Exchange<'_, '_> {
             }
         }
         match site.place(asked.target)? {
-            Place::Redirect(redirect) => {
-                Ok(reply::redirect(self.ticket, self.watch, redirect, asked.target, self.down).await?)
+            Place::Redirect(redirect, target) => {
+                Ok(reply::redirect(self.ticket, self.watch, redirect, target.as_bytes(), self.down).await?)
             }
             Place::Backends(ways, target) => {
                 let onto = Onto { target: target.as_bytes(), granted };

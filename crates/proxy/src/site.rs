@@ -47,8 +47,8 @@ pub struct Ways {
 pub enum Place<'a> {
     /// To a backend, with this target.
     Backends(&'a Ways, Target<'a>),
-    /// Elsewhere.
-    Redirect(&'a Redirect),
+    /// Elsewhere; the target is what `{uri}` stands for.
+    Redirect(&'a Redirect, Target<'a>),
 }
 
 /// The target of a request as it is matched and sent on.
@@ -112,7 +112,7 @@ impl Site {
 
     fn at<'a>(&'a self, action: &'a Action, ways: &'a Ways, target: Target<'a>) -> Result<Place<'a>, Reason> {
         match action {
-            Action::Redirect(redirect) => Ok(Place::Redirect(redirect)),
+            Action::Redirect(redirect) => Ok(Place::Redirect(redirect, target)),
             Action::Proxy(service) => {
                 ready(service.verdict)?;
                 Ok(Place::Backends(ways, target))

@@ -153,7 +153,7 @@ fn trailers_of_an_upload_pass_without_claims() {
     assert!(trailers.contains("checksum: 42"), "{trailers}");
     assert!(!trailers.contains("6.6.6.6"), "{trailers}");
     assert_eq!(client.response().status, 200);
-    assert_eq!(proxy.count(Reason::HeaderName), 1);
+    proxy.until("counted", |totals| totals.of(Reason::HeaderName) == 1);
 }
 
 #[test]
