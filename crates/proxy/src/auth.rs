@@ -7,6 +7,7 @@ use crate::http1::write::push_field;
 use crate::http1::{Kind, Length, Method, RequestHead};
 use crate::side::Side;
 use crate::ticket::Ticket;
+use crate::up::Up;
 use crate::{Answer, Reason};
 
 /// What whoever was asked says.
@@ -41,7 +42,7 @@ pub async fn by_password(ticket: &Ticket<'_>, asked: &Asked<'_>) -> Result<(), R
     }
 }
 
-impl Exchange<'_, '_> {
+impl Exchange<'_, '_, '_> {
     /// Asks the service that decides who may pass, where the vhost has one.
     pub async fn by_service(&mut self, asked: &Asked<'_>) -> Result<Verdict, Refusal> {
         let site = &asked.visit.site;
@@ -58,8 +59,9 @@ impl Exchange<'_, '_> {
                 worker.pool.connect(lane, within).await.map_err(|_| Refusal::from(Reason::AuthUnavailable))?
             }
         };
-        let mut up = Side::new(stream, worker.buffers.clone());
-        question(up.begin(false), &auth.path, self.ticket, asked);
+        let mut side = Side::new(stream, worker.buffers.clone());
+        question(side.begin(false), &auth.path, self.ticket, asked);
+        let mut up = Up::Http1(side);
         self.watch.extend(timeouts.header);
         let mut response = worker.response_head();
         let asking = poll_fn(|cx| self.poll_answer(cx, &mut up, &mut response)).await;
@@ -73,19 +75,14 @@ impl Exchange<'_, '_> {
             worker.keep_response_head(response);
             return fate.map(Verdict::Answered).map_err(Refusal::from);
         }
-        let Some(input) = &mut up.input else { return Err(Reason::AuthUnavailable.into()) };
-        let head = input.data();
         let mut copied = Vec::new();
         for name in &auth.copy_headers {
-            let value = response.named(name.as_bytes(), head).unwrap_or_default();
+            let value = response.named(name.as_bytes(), up.head_bytes()).unwrap_or_default();
             copied.push((name.clone(), value.to_vec()));
         }
-        input.consume(length);
-        up.expect_response_body(response.delimiter);
-        // Its body is of no interest, and the connection is kept only if it is short.
-        if up.is_over() && response.keep_alive {
-            worker.pool.put(lane, up.stream);
-        }
+        // Its body is of no interest, and the connection is kept only if there is none.
+        up.pass_head(length, response.delimiter);
+        up.give_back(&worker.pool, lane, &response);
         worker.keep_response_head(response);
         Ok(Verdict::Passes(copied))
     }

@@ -1,6 +1,6 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use proximity_table::{Affinity, HostPolicy, Timeouts};
@@ -10,19 +10,20 @@ use crate::auth::{self, Verdict};
 use crate::balance::{Ask, Choice, Chosen, Sticky, Tried, choose, cookie_value};
 use crate::caller::Caller;
 use crate::decide::{Asked, Refusal, decide};
+use crate::down::Down;
 use crate::http1::write::{self, Back, Onward};
 use crate::http1::{Delimiter, Kind, Length, RequestHead, ResponseHead, Version};
-use crate::pool::Lane;
+use crate::pool::{Lane, Pool};
 use crate::relay::{Relay, Stopped};
-use crate::side::Side;
+use crate::side::{Side, Sink};
 use crate::site::{Place, Ways};
-use crate::stream::Stream;
 use crate::ticket::Ticket;
+use crate::up::Up;
 use crate::watch::{Phase, Signal, Watch};
 use crate::{Addresses, Reason, reply, write_proxy_header};
 
-/// Longest head of a response, in octets.
-const LONGEST_RESPONSE_HEAD: usize = 64 * 1024;
+/// Interim responses before the one that counts.
+const MOST_INTERIM: u32 = 32;
 /// How long a client waits for a backend to say `100 (Continue)`. Backends that do not know of it would wait for
 /// the body, and the client for them.
 const CONTINUE_WITHIN: Duration = Duration::from_secs(1);
@@ -39,14 +40,16 @@ pub enum Fate {
 }
 
 /// An exchange under way.
-pub struct Exchange<'a, 'b> {
+pub struct Exchange<'a, 'b, 'c> {
     pub ticket: &'a mut Ticket<'b>,
     pub watch: &'a Watch,
-    pub down: &'a mut Side,
+    pub down: &'a mut Down<'c>,
     pub upload: Relay,
     timeouts: Timeouts,
     /// Until when a backend may leave a client waiting that waits for `100 (Continue)`.
     patience: Option<Pin<Box<Sleep>>>,
+    /// Interim responses so far.
+    interims: u32,
 }
 
 /// Why an attempt at a backend came to nothing.
@@ -69,7 +72,7 @@ pub async fn answer(
     watch: &Watch,
     head: &RequestHead,
     bytes: &[u8],
-    down: &mut Side,
+    down: &mut Down<'_>,
 ) -> Fate {
     let mut ticket = Ticket::new(caller, head, bytes);
     watch.enter(Phase::Busy, 0);
@@ -79,7 +82,7 @@ pub async fn answer(
             let timeouts = asked.visit.site.policy().timeouts;
             let upload = Relay::of_request(asked.body_limit);
             watch.end_in(timeouts.total);
-            Exchange { ticket: &mut ticket, watch, down, upload, timeouts, patience: None }
+            Exchange { ticket: &mut ticket, watch, down, upload, timeouts, patience: None, interims: 0 }
                 .run(caller, asked)
                 .await
         }
@@ -92,7 +95,7 @@ pub async fn answer(
     }
 }
 
-impl Exchange<'_, '_> {
+impl Exchange<'_, '_, '_> {
     async fn run(mut self, caller: &Caller, asked: Asked<'_>) -> Result<Fate, Refusal> {
         let site = &asked.visit.site;
         if site.users.is_some() {
@@ -150,7 +153,7 @@ impl Exchange<'_, '_> {
                 Ok((up, response, length)) => {
                     member.state.succeeded(chosen.trial, now_ms);
                     if response.status == 101 {
-                        return Ok(self.switch(up, &response, length).await?);
+                        return Ok(Box::pin(self.switch(up, &response, length)).await?);
                     }
                     let fate = self.pass_on(up, lane, &response, length, asked, Some(&chosen)).await;
                     worker.keep_response_head(response);
@@ -211,22 +214,22 @@ impl Exchange<'_, '_> {
         lane: &Lane,
         onto: &Onto<'_>,
         repeatable: bool,
-    ) -> Result<(Side, ResponseHead, usize), Failure> {
+    ) -> Result<(Up, ResponseHead, usize), Failure> {
         let worker = self.ticket.worker;
         let announces = asked.visit.site.policy().send_proxy_protocol;
-        let mut kept = if announces.is_none() { worker.pool.take(lane, !repeatable) } else { None };
+        let may_reuse = announces.is_none() && !Pool::is_http2(lane);
+        let mut kept = if may_reuse { worker.pool.take(lane, !repeatable) } else { None };
         loop {
             let is_reused = kept.is_some();
-            let stream = match kept.take() {
-                Some(stream) => stream,
+            let mut up = match kept.take() {
+                Some(stream) => Up::Http1(Side::new(stream, worker.buffers.clone())),
                 None => self.connect(lane).await?,
             };
-            let mut up = Side::new(stream, worker.buffers.clone());
-            if let Some(version) = announces {
+            if let (Some(version), Up::Http1(side)) = (announces, &mut up) {
                 let addresses = Addresses { source: caller.peer, destination: caller.local };
-                write_proxy_header(version, up.begin(false), Some(addresses));
+                write_proxy_header(version, side.begin(false), Some(addresses));
             }
-            self.begin(asked, lane, onto, &mut up);
+            self.begin(asked, lane, onto, &mut up).map_err(|reason| Failure { reason, unseen: true })?;
             self.watch.extend(self.timeouts.header);
             if self.ticket.head.expects_continue {
                 self.patience = Some(Box::pin(tokio::time::sleep(CONTINUE_WITHIN)));
@@ -248,15 +251,20 @@ impl Exchange<'_, '_> {
         }
     }
 
-    /// A new connection to a backend. The client may leave meanwhile.
-    async fn connect(&mut self, lane: &Lane) -> Result<Stream, Failure> {
+    /// A new connection to a backend, or a new stream on one.
+    async fn connect(&mut self, lane: &Lane) -> Result<Up, Failure> {
+        let worker = self.ticket.worker;
         let within = Duration::from_secs(u64::from(self.timeouts.connect.max(1)));
-        let connected = self.ticket.worker.pool.connect(lane, within).await;
-        connected.map_err(|reason| Failure { reason, unseen: true })
+        let failed = |reason| Failure { reason, unseen: true };
+        if Pool::is_http2(lane) {
+            return Ok(Up::http2(Box::pin(worker.pool.sender(lane, within)).await.map_err(failed)?));
+        }
+        let stream = worker.pool.connect(lane, within).await.map_err(failed)?;
+        Ok(Up::Http1(Side::new(stream, worker.buffers.clone())))
     }
 
     /// Puts the request's head where it leaves for the backend.
-    fn begin(&self, asked: &Asked<'_>, lane: &Lane, onto: &Onto<'_>, up: &mut Side) {
+    fn begin(&self, asked: &Asked<'_>, lane: &Lane, onto: &Onto<'_>, up: &mut Up) -> Result<(), Reason> {
         let (head, bytes) = (self.ticket.head, self.ticket.bytes);
         let site = &asked.visit.site;
         let host = match site.policy().host {
@@ -271,14 +279,14 @@ impl Exchange<'_, '_> {
             edits: site.request_edits.as_ref(),
             length: head.length,
         };
-        write::request(up.begin(head.length == Length::Chunked), head, bytes, &onward);
+        up.ask(head, bytes, &onward)
     }
 
     /// Sends the request and takes the head of the answer in. Returns its length in octets.
     fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
-        up: &mut Side,
+        up: &mut Up,
         response: &mut ResponseHead,
     ) -> Poll<Result<usize, Failure>> {
         let failed = |reason| Poll::Ready(Err(Failure { reason, unseen: false }));
@@ -305,7 +313,7 @@ impl Exchange<'_, '_> {
         }
         match self.poll_response(cx, up, response) {
             Poll::Ready(Err(reason)) => {
-                let unseen = up.nothing_left() && reason == Reason::BackendBroke;
+                let unseen = up.is_unseen() && reason == Reason::BackendBroke;
                 return Poll::Ready(Err(Failure { reason, unseen }));
             }
             Poll::Ready(Ok(length)) => return Poll::Ready(Ok(length)),
@@ -316,12 +324,12 @@ impl Exchange<'_, '_> {
             && sleep.as_mut().poll(cx).is_ready()
         {
             self.patience = None;
-            self.down.begin(false).extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            self.down.say_continue();
         }
         if let Poll::Ready(Err(_)) = self.down.poll_flush(cx) {
             return failed(Reason::ClientGone);
         }
-        if self.upload.is_done && self.is_gone(cx) {
+        if self.upload.is_done && self.down.is_gone(cx) {
             return failed(Reason::ClientGone);
         }
         Poll::Pending
@@ -331,7 +339,7 @@ impl Exchange<'_, '_> {
     pub fn poll_answer(
         &mut self,
         cx: &mut Context<'_>,
-        up: &mut Side,
+        up: &mut Up,
         response: &mut ResponseHead,
     ) -> Poll<Result<usize, Reason>> {
         if self.watch.signal() != Signal::None {
@@ -343,72 +351,35 @@ impl Exchange<'_, '_> {
         self.poll_response(cx, up, response)
     }
 
+    /// Takes the head of the answer in, and passes on what comes before it (RFC 9110 §15.2).
     fn poll_response(
         &mut self,
         cx: &mut Context<'_>,
-        up: &mut Side,
+        up: &mut Up,
         response: &mut ResponseHead,
     ) -> Poll<Result<usize, Reason>> {
         loop {
-            if let Some(buffer) = &mut up.input {
-                match response.parse(buffer.data(), self.ticket.head.method) {
-                    Ok(Some(length)) if response.status < 200 && response.status != 101 => {
-                        self.interim(response, length, up);
-                        continue;
-                    }
-                    Ok(Some(length)) => return Poll::Ready(Ok(length)),
-                    Ok(None) if buffer.space().is_empty() => {
-                        if buffer.size() >= LONGEST_RESPONSE_HEAD {
-                            return Poll::Ready(Err(Reason::BackendNonsense));
-                        }
-                        buffer.grow(buffer.size() * 2);
-                    }
-                    Ok(None) => {}
-                    Err(_) => return Poll::Ready(Err(Reason::BackendNonsense)),
-                }
+            let length = ready!(up.poll_response(cx, response, self.ticket.head.method))?;
+            if response.status >= 200 || response.status == 101 {
+                return Poll::Ready(Ok(length));
             }
-            match up.poll_fill(cx) {
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Reason::BackendBroke)),
-                Poll::Ready(Ok(_)) => {}
-                Poll::Pending => return Poll::Pending,
+            self.patience = None;
+            self.interims += 1;
+            if self.interims > MOST_INTERIM {
+                return Poll::Ready(Err(Reason::BackendNonsense));
             }
-        }
-    }
-
-    /// Passes an interim response on (RFC 9110 §15.2): HTTP/1.0 knows none.
-    fn interim(&mut self, response: &ResponseHead, length: usize, up: &mut Side) {
-        let Some(buffer) = &mut up.input else { return };
-        self.patience = None;
-        if self.ticket.head.version > Version::Http10 {
-            let back = Back::interim(self.ticket.head.version);
-            write::response(self.down.begin(false), response, buffer.data(), &back);
-        }
-        buffer.consume(length);
-    }
-
-    /// Whether the client left. What it sends ahead is kept, as much as fits.
-    fn is_gone(&mut self, cx: &mut Context<'_>) -> bool {
-        loop {
-            match self.down.stream.poll_readable(cx) {
-                Poll::Pending => return false,
-                Poll::Ready(Err(_)) => return true,
-                Poll::Ready(Ok(())) => {}
+            // HTTP/1.0 knows none.
+            if self.ticket.head.version > Version::Http10 {
+                self.down.interim(response, up.head_bytes(), self.ticket.head.version);
             }
-            if self.down.input.as_mut().is_some_and(|input| input.space().is_empty()) {
-                return false;
-            }
-            match self.down.poll_fill(cx) {
-                Poll::Pending => return false,
-                Poll::Ready(Ok(0) | Err(_)) => return true,
-                Poll::Ready(Ok(_)) => {}
-            }
+            up.pass_head(length, Delimiter::None);
         }
     }
 
     /// Passes an answer on to the client.
     pub async fn pass_on(
         &mut self,
-        mut up: Side,
+        mut up: Up,
         lane: &Lane,
         response: &ResponseHead,
         length: usize,
@@ -426,7 +397,6 @@ impl Exchange<'_, '_> {
         let upload_is_over = self.upload.is_done || (chosen.is_none() && self.down.is_over());
         let keep_alive =
             head.keep_alive && delimiter != Delimiter::Close && !worker.draining.get() && upload_is_over;
-        let Some(input) = &mut up.input else { return Err(Reason::BackendBroke) };
         let mut extra = Vec::new();
         if let (Some(value), Some(Affinity::Cookie(name))) =
             (chosen.and_then(|chosen| chosen.set_cookie.as_ref()), &site.policy().affinity)
@@ -445,9 +415,8 @@ impl Exchange<'_, '_> {
             edits: site.response_edits.as_ref(),
             recoded: false,
         };
-        write::response(self.down.begin(delimiter == Delimiter::Chunked), response, input.data(), &back);
-        input.consume(length);
-        up.expect_response_body(response.delimiter);
+        self.down.respond(response, up.head_bytes(), &back);
+        up.pass_head(length, response.delimiter);
         self.ticket.status = response.status;
         self.watch.extend(self.timeouts.idle);
         let mut download = Relay::of_response();
@@ -463,10 +432,8 @@ impl Exchange<'_, '_> {
             worker.counters.stopped_by(reason, 1);
             return Ok(Fate::Cut);
         }
-        let has_rest = up.input.as_ref().is_some_and(|input| !input.is_empty());
-        let may_keep = site.policy().send_proxy_protocol.is_none();
-        if may_keep && response.keep_alive && up.is_over() && !has_rest && self.upload.is_done {
-            worker.pool.put(lane, up.stream);
+        if self.upload.is_done && site.policy().send_proxy_protocol.is_none() {
+            up.give_back(&worker.pool, lane, response);
         }
         Ok(if keep_alive { Fate::Stay } else { Fate::Close })
     }
@@ -474,7 +441,7 @@ impl Exchange<'_, '_> {
     fn poll_bodies(
         &mut self,
         cx: &mut Context<'_>,
-        up: &mut Side,
+        up: &mut Up,
         download: &mut Relay,
     ) -> Poll<Result<(), Reason>> {
         match self.watch.signal() {
@@ -501,7 +468,9 @@ impl Exchange<'_, '_> {
             Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
             Poll::Ready(Err(Stopped::Source(_) | Stopped::TooLarge)) => Poll::Ready(Err(Reason::BackendCut)),
             Poll::Ready(Err(Stopped::Sink)) => Poll::Ready(Err(Reason::ClientGone)),
-            Poll::Pending if self.upload.is_done && self.is_gone(cx) => Poll::Ready(Err(Reason::ClientGone)),
+            Poll::Pending if self.upload.is_done && self.down.is_gone(cx) => {
+                Poll::Ready(Err(Reason::ClientGone))
+            }
             Poll::Pending => Poll::Pending,
         }
     }

@@ -1,13 +1,16 @@
 use std::future::poll_fn;
 use std::io;
+use std::rc::Rc;
 use std::task::{Poll, ready};
 
 use tokio::net::TcpStream;
 
 use crate::buffer::{Buffer, SMALL};
 use crate::caller::Caller;
+use crate::down::Down;
 use crate::exchange::{self, Fate};
 use crate::http1::RequestHead;
+use crate::http2::{self, front::PREFACE};
 use crate::side::Side;
 use crate::stream::Stream;
 use crate::watch::{Phase, Signal, Watch};
@@ -22,6 +25,8 @@ const LINGER: u32 = 2;
 enum Arrival {
     /// A head of that many octets.
     Head(usize),
+    /// The preface of HTTP/2.
+    Http2,
     /// Nothing more comes.
     End,
     /// What came is no request, or came too slowly.
@@ -29,7 +34,7 @@ enum Arrival {
 }
 
 /// Serves a client's connection until it ends.
-pub async fn serve(mut caller: Caller, watch: &Watch, stream: TcpStream) {
+pub async fn serve(mut caller: Caller, watch: &Rc<Watch>, stream: TcpStream) {
     let worker = caller.worker.clone();
     let mut down = Side::new(Stream::Tcp(stream), worker.buffers.clone());
     poll_fn(|cx| {
@@ -47,7 +52,10 @@ pub async fn serve(mut caller: Caller, watch: &Watch, stream: TcpStream) {
             Err(reason) => return worker.counters.stopped_by(reason, 1),
         }
     }
-    requests(&caller, watch, &mut down).await;
+    if let Some(read) = requests(&caller, watch, &mut down).await {
+        // Boxed, so that the many that speak HTTP/1 do not hold room for it.
+        Box::pin(http2::front::serve(caller, watch, read, down.stream)).await;
+    }
 }
 
 /// Reads the header that says who is behind a connection (PROXY protocol).
@@ -73,9 +81,11 @@ async fn announced(watch: &Watch, down: &mut Side) -> Result<Option<Addresses>, 
     .await
 }
 
-/// Answers the requests of a connection, one after the other.
-async fn requests(caller: &Caller, watch: &Watch, down: &mut Side) {
+/// Answers the requests of a connection, one after the other. Returns what was read of one that turns out to
+/// speak HTTP/2.
+async fn requests(caller: &Caller, watch: &Watch, down: &mut Side) -> Option<Buffer> {
     let worker = &caller.worker;
+    let mut is_first = true;
     loop {
         let mut head = worker.request_head();
         let mut buffer = match down.input.take() {
@@ -84,12 +94,12 @@ async fn requests(caller: &Caller, watch: &Watch, down: &mut Side) {
                 down.rest();
                 watch.enter(Phase::Idle, worker.settings().idle_timeout);
                 if wait(watch, down).await.is_err() {
-                    return;
+                    return None;
                 }
                 worker.buffers.small()
             }
         };
-        match take_head(caller, watch, down, &mut buffer, &mut head).await {
+        match take_head(caller, watch, down, &mut buffer, &mut head, is_first).await {
             Arrival::Head(length) => {
                 if buffer.data().len() > length {
                     let mut rest = worker.buffers.small();
@@ -97,17 +107,26 @@ async fn requests(caller: &Caller, watch: &Watch, down: &mut Side) {
                     rest.append(buffer.split_off(length));
                     down.input = Some(rest);
                 }
-                let fate = exchange::answer(caller, watch, &head, buffer.data(), down).await;
+                let mut here = Down::Http1(down);
+                let fate = exchange::answer(caller, watch, &head, buffer.data(), &mut here).await;
                 drop(buffer);
                 match fate {
                     Fate::Stay => {}
-                    Fate::Close => return linger(watch, down).await,
-                    Fate::Cut => return,
+                    Fate::Close => {
+                        linger(watch, down).await;
+                        return None;
+                    }
+                    Fate::Cut => return None,
                 }
             }
-            Arrival::End => return,
-            Arrival::Refused(reason) => return refuse(caller, watch, reason, down).await,
+            Arrival::Http2 => return Some(buffer),
+            Arrival::End => return None,
+            Arrival::Refused(reason) => {
+                refuse(caller, watch, reason, down).await;
+                return None;
+            }
         }
+        is_first = false;
         worker.keep_request_head(head);
     }
 }
@@ -130,6 +149,7 @@ async fn take_head(
     down: &mut Side,
     buffer: &mut Buffer,
     head: &mut RequestHead,
+    is_first: bool,
 ) -> Arrival {
     let worker = &caller.worker;
     let settings = worker.settings();
@@ -139,7 +159,12 @@ async fn take_head(
     poll_fn(|cx| {
         loop {
             let data = buffer.data();
-            if ends_somewhere(data, &mut searched) {
+            if is_first && data.starts_with(PREFACE) {
+                return Poll::Ready(Arrival::Http2);
+            }
+            // No request begins like the preface, and none of it may be taken for a request.
+            let may_be_http2 = is_first && PREFACE.starts_with(data);
+            if !may_be_http2 && ends_somewhere(data, &mut searched) {
                 match head.parse(data) {
                     Ok(Some(length)) => return Poll::Ready(Arrival::Head(length)),
                     Ok(None) => {}

@@ -4,11 +4,15 @@ use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
+use h2::client::SendRequest;
 use proximity_table::{BackendKey, BackendProtocol, BackendTls, Service};
 use tokio::net::TcpStream;
 
+use crate::http2::connection;
 use crate::peers::Patience;
 use crate::stream::Stream;
 use crate::tls::Tls;
@@ -22,6 +26,8 @@ const KEPT_BUSY: usize = 1024;
 /// Connections kept for one backend when it is not: an app with a few dozen workers must not have them all
 /// taken by silence.
 const KEPT_QUIET: usize = 32;
+/// HTTP/2 connections to one backend.
+const MOST_SHARED: usize = 8;
 /// Kept connections looked at for a live one.
 const LOOKED_AT: usize = 8;
 /// A request that must not be sent twice takes a kept connection only within this many seconds: many
@@ -56,9 +62,19 @@ pub struct Lane {
     /// `address:port`, as the backend is told.
     pub host: String,
     kept: RefCell<Vec<Kept>>,
+    /// Connections that carry many requests at a time.
+    shared: RefCell<Vec<Sender>>,
     /// Kept connections of all lanes.
     total: Rc<Cell<usize>>,
     used: Cell<u32>,
+}
+
+/// A place for one request on an HTTP/2 connection to a backend.
+#[derive(Clone, Debug)]
+pub struct Sender {
+    pub requests: SendRequest<Bytes>,
+    /// One for each place that is in use, and one of the lane.
+    in_use: Rc<()>,
 }
 
 #[derive(Debug)]
@@ -95,6 +111,7 @@ impl Pool {
                 key: key.clone(),
                 host: key.backend.addr.to_string(),
                 kept: RefCell::default(),
+                shared: RefCell::default(),
                 total: self.kept.clone(),
                 used: Cell::new(0),
             })
@@ -144,6 +161,29 @@ impl Pool {
         Ok(stream)
     }
 
+    /// A place for one more request on an HTTP/2 connection to a backend.
+    pub async fn sender(&self, lane: &Lane, within: Duration) -> Result<Sender, Reason> {
+        lane.used.set(self.ticks.now());
+        let now = &mut Context::from_waker(Waker::noop());
+        {
+            let mut shared = lane.shared.borrow_mut();
+            shared.retain_mut(|sender| !matches!(sender.requests.poll_ready(now), Poll::Ready(Err(_))));
+            let all_in_use = shared.len() >= MOST_SHARED;
+            let found = shared.iter().find(|sender| sender.is_free() || all_in_use);
+            if let Some(sender) = found {
+                self.counters.upstream_reused();
+                return Ok(sender.clone());
+            }
+        }
+        let stream = self.connect(lane, within).await?;
+        let opening = tokio::time::timeout(within, connection::open(stream));
+        let requests =
+            opening.await.map_err(|_| Reason::BackendTimedOut)?.map_err(|_| Reason::BackendNonsense)?;
+        let sender = Sender { requests, in_use: Rc::new(()) };
+        lane.shared.borrow_mut().push(sender.clone());
+        Ok(sender)
+    }
+
     /// Keeps a connection whose answer is complete.
     pub fn put(&self, lane: &Lane, stream: Stream) {
         let mut kept = lane.kept.borrow_mut();
@@ -171,13 +211,28 @@ impl Pool {
             if kept.capacity() > 4 * kept.len().max(KEPT_QUIET) {
                 kept.shrink_to(KEPT_QUIET);
             }
+            if now.wrapping_sub(lane.used.get()) > self.idle {
+                lane.shared.borrow_mut().clear();
+            }
             !kept.is_empty() || now.wrapping_sub(lane.used.get()) <= self.idle || Rc::strong_count(lane) > 1
         });
+    }
+
+    /// Whether the backend is spoken to in HTTP/2.
+    pub fn is_http2(lane: &Lane) -> bool {
+        lane.key.protocol == BackendProtocol::H2c
     }
 
     /// Whether no connection is kept.
     pub fn is_empty(&self) -> bool {
         self.kept.get() == 0
+    }
+}
+
+impl Sender {
+    /// Whether the backend takes one more request on the connection.
+    fn is_free(&self) -> bool {
+        Rc::strong_count(&self.in_use) <= self.requests.current_max_send_streams()
     }
 }
 

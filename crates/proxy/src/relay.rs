@@ -2,7 +2,7 @@ use std::task::{Context, Poll, ready};
 
 use crate::Reason;
 use crate::http1::{Kind, trailers};
-use crate::side::{Cut, Side};
+use crate::side::{Cut, Sink, Source};
 
 /// A body on its way from one side of an exchange to the other.
 #[derive(Debug)]
@@ -47,8 +47,8 @@ impl Relay {
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut Side,
-        to: &mut Side,
+        from: &mut impl Source,
+        to: &mut impl Sink,
     ) -> Poll<Result<(), Stopped>> {
         while self.ended.is_none() {
             match from.poll_data(cx) {
@@ -71,7 +71,8 @@ impl Relay {
                     if self.limit > 0 && self.moved + octets as u64 > self.limit {
                         return Poll::Ready(Err(Stopped::TooLarge));
                     }
-                    let taken = ready!(to.poll_send(cx, from.data())).map_err(|_| Stopped::Sink)?;
+                    let polled = to.poll_send(cx, from.data(), from.ends_here());
+                    let taken = ready!(polled).map_err(|_| Stopped::Sink)?;
                     from.consume(taken);
                     self.moved += taken as u64;
                 }

@@ -5,12 +5,12 @@ use std::task::{Poll, ready};
 use proximity_table::{Redirect, Route, World};
 
 use crate::decide::Refusal;
-use crate::escape::push_number;
+use crate::down::{Down, OwnAnswer};
 use crate::exchange::Fate;
 use crate::http1::write::push_field;
-use crate::http1::{Kind, Method, Version};
+use crate::http1::{Kind, Method};
 use crate::pages::{AppLink, Inside, Page};
-use crate::side::Side;
+use crate::side::Sink;
 use crate::ticket::Ticket;
 use crate::watch::{Signal, Watch};
 use crate::{NormalPath, Reason, redirect_location, split_target};
@@ -21,14 +21,13 @@ const MOST_LISTED: usize = 200;
 const PATIENCE: u32 = 30;
 
 /// Answers with a page that says why no backend does.
-pub async fn page(ticket: &mut Ticket<'_>, watch: &Watch, refusal: &Refusal, down: &mut Side) -> Fate {
+pub async fn page(ticket: &mut Ticket<'_>, watch: &Watch, refusal: &Refusal, down: &mut Down<'_>) -> Fate {
     let worker = ticket.worker;
     let reason = refusal.reason;
     worker.counters.stopped_by(reason, 1);
     if reason == Reason::ClientGone || watch.signal() == Signal::Close {
         return Fate::Cut;
     }
-    down.discard();
     let world = worker.world();
     let inside = is_inside(&world, ticket.client).then(|| Inside {
         detail: ticket.route.as_deref().and_then(seen),
@@ -46,7 +45,7 @@ pub async fn redirect(
     watch: &Watch,
     redirect: &Redirect,
     target: &[u8],
-    down: &mut Side,
+    down: &mut Down<'_>,
 ) -> Result<Fate, Reason> {
     let (path, query) = split_target(target);
     let location = redirect_location(&redirect.to, &NormalPath::new(path)?, query);
@@ -62,31 +61,22 @@ async fn send(
     status: u16,
     fields: &[u8],
     body: &[u8],
-    down: &mut Side,
+    down: &mut Down<'_>,
 ) -> Fate {
     let worker = ticket.worker;
     let keep_alive = ticket.head.keep_alive && down.is_over() && !worker.draining.get();
-    let out = down.begin(false);
-    out.extend_from_slice(b"HTTP/1.1 ");
-    push_number(out, u64::from(status));
-    out.push(b' ');
-    let phrase = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
-    out.extend_from_slice(phrase.unwrap_or_default().as_bytes());
-    out.extend_from_slice(b"\r\n");
-    out.extend_from_slice(fields);
-    out.extend_from_slice(&worker.clock.date());
-    out.extend_from_slice(b"Content-Length: ");
-    push_number(out, body.len() as u64);
-    out.extend_from_slice(match (keep_alive, ticket.head.version) {
-        (false, _) => b"\r\nConnection: close\r\n\r\n",
-        (true, Version::Http10) => b"\r\nConnection: keep-alive\r\n\r\n",
-        (true, _) => b"\r\n\r\n",
+    let head_only = ticket.head.method == Method::Head;
+    down.respond_own(&OwnAnswer {
+        status,
+        fields,
+        date: &worker.clock.date(),
+        body,
+        head_only,
+        version: ticket.head.version,
+        keep_alive,
     });
     ticket.status = status;
-    if ticket.head.method != Method::Head {
-        out.extend_from_slice(body);
-        ticket.sent = body.len() as u64;
-    }
+    ticket.sent = if head_only { 0 } else { body.len() as u64 };
     watch.no_end();
     watch.extend(PATIENCE);
     let written = poll_fn(|cx| {

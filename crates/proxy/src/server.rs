@@ -70,6 +70,8 @@ pub(crate) struct Worker {
     pub clock: Clock,
     ticks: Ticks,
     connections: RefCell<Slab<Rc<Watch>>>,
+    /// Streams of HTTP/2 connections.
+    streams: RefCell<Slab<Rc<Watch>>>,
     tunnels: Cell<usize>,
     request_heads: RefCell<Vec<RequestHead>>,
     response_heads: RefCell<Vec<ResponseHead>>,
@@ -81,6 +83,13 @@ pub(crate) struct Worker {
 
 /// Removes a connection from the list when its task ends, however it ends.
 struct Registered(Rc<Worker>, usize);
+
+/// A stream of an HTTP/2 connection, looked after as a connection is.
+pub(crate) struct RegisteredStream {
+    worker: Rc<Worker>,
+    id: usize,
+    pub watch: Rc<Watch>,
+}
 
 /// Counts an upgraded connection as long as it lives.
 pub(crate) struct OpenTunnel(Rc<Worker>);
@@ -161,6 +170,7 @@ impl DataPlane {
             clock: Clock::new(),
             ticks,
             connections: RefCell::default(),
+            streams: RefCell::default(),
             tunnels: Cell::new(0),
             request_heads: RefCell::default(),
             response_heads: RefCell::default(),
@@ -202,7 +212,7 @@ async fn sweep(worker: Rc<Worker>) {
         worker.pool.sweep();
         worker.buffers.trim();
         worker.forget_sites();
-        for (_, watch) in worker.connections.borrow().iter() {
+        for (_, watch) in worker.connections.borrow().iter().chain(worker.streams.borrow().iter()) {
             watch.sweep();
         }
         // Lets go of an old world that no request asks for any more.
@@ -342,6 +352,13 @@ impl Worker {
         OpenTunnel(self.clone())
     }
 
+    /// Has a stream looked after.
+    pub fn watch_stream(self: &Rc<Worker>) -> RegisteredStream {
+        let watch = Rc::new(Watch::new(self.ticks.clone()));
+        let id = self.streams.borrow_mut().insert(watch.clone());
+        RegisteredStream { worker: self.clone(), id, watch }
+    }
+
     fn hand_over_log(&self) {
         let batch = self.log.take();
         if let Some(sink) = self.sink.as_ref().filter(|_| !batch.marks.is_empty()) {
@@ -392,7 +409,8 @@ impl Worker {
     }
 
     fn close_those(&self, due: impl Fn(Phase) -> bool) {
-        for (_, watch) in self.connections.borrow().iter().filter(|(_, watch)| due(watch.phase())) {
+        let (connections, streams) = (self.connections.borrow(), self.streams.borrow());
+        for (_, watch) in connections.iter().chain(streams.iter()).filter(|(_, watch)| due(watch.phase())) {
             watch.tell(Signal::Close);
         }
     }
@@ -402,6 +420,12 @@ impl Drop for Registered {
     fn drop(&mut self) {
         self.0.connections.borrow_mut().try_remove(self.1);
         self.0.counters.connection_closed();
+    }
+}
+
+impl Drop for RegisteredStream {
+    fn drop(&mut self) {
+        self.worker.streams.borrow_mut().try_remove(self.id);
     }
 }
 

@@ -13,6 +13,30 @@ const MOST_PENDING: usize = 64 * 1024;
 /// Pieces up to this size are joined with what waits; a larger one is written from where it is.
 const JOINED: usize = 16 * 1024;
 
+/// Where a body comes from.
+pub trait Source {
+    /// Octets of the body that are there; 0 when it is over.
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Cut>>;
+    /// What [`Source::poll_data`] told of.
+    fn data(&self) -> &[u8];
+    /// Whether that is the end of the body.
+    fn ends_here(&self) -> bool;
+    /// Passes over octets that were used.
+    fn consume(&mut self, octets: usize);
+    /// The trailer section of a body that is over.
+    fn trailers(&self) -> &[u8];
+}
+
+/// Where a body goes.
+pub trait Sink {
+    /// Takes some octets; `is_last` when they are the end of the body.
+    fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8], is_last: bool) -> Poll<io::Result<usize>>;
+    /// Ends the body.
+    fn finish(&mut self, trailers: &[u8]);
+    /// Lets everything leave.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
 /// One side of an exchange over HTTP/1: a connection, the body that comes in on it and the one that goes out.
 #[derive(Debug)]
 pub struct Side {
@@ -90,6 +114,25 @@ impl Side {
                 Inflow::Chunked(chunked) => chunked.is_over(),
                 Inflow::Close => false,
             }
+    }
+
+    /// Whether the other side left. What it sends ahead is kept, as much as fits.
+    pub fn is_gone(&mut self, cx: &mut Context<'_>) -> bool {
+        loop {
+            match self.stream.poll_readable(cx) {
+                Poll::Pending => return false,
+                Poll::Ready(Err(_)) => return true,
+                Poll::Ready(Ok(())) => {}
+            }
+            if self.input.as_mut().is_some_and(|input| input.space().is_empty()) {
+                return false;
+            }
+            match self.poll_fill(cx) {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(0) | Err(_)) => return true,
+                Poll::Ready(Ok(_)) => {}
+            }
+        }
     }
 
     /// Reads what is there, with room made first. 0 is the end of the connection.
@@ -181,6 +224,11 @@ impl Side {
         &mut self.pending
     }
 
+    /// Whether what is there of the incoming body is the end of it.
+    pub fn ends_here(&self) -> bool {
+        matches!(self.inflow, Inflow::Over | Inflow::Known(0))
+    }
+
     /// Takes some octets of the outgoing body, and writes what has gathered.
     pub fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         if self.chunks_out {
@@ -201,7 +249,8 @@ impl Side {
             return Poll::Ready(Ok(data.len()));
         }
         let head = &self.pending[self.written..];
-        let octets = ready!(self.stream.poll_write_two(cx, head, data))?;
+        let pieces = [io::IoSlice::new(head), io::IoSlice::new(data)];
+        let octets = ready!(self.stream.poll_write_vectored(cx, &pieces))?;
         if octets < head.len() {
             self.written += octets;
             return self.poll_send(cx, data);
@@ -266,5 +315,41 @@ impl Side {
         } else {
             self.pending.clear();
         }
+    }
+}
+
+impl Source for Side {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Cut>> {
+        Side::poll_data(self, cx)
+    }
+
+    fn data(&self) -> &[u8] {
+        Side::data(self)
+    }
+
+    fn ends_here(&self) -> bool {
+        Side::ends_here(self)
+    }
+
+    fn consume(&mut self, octets: usize) {
+        Side::consume(self, octets);
+    }
+
+    fn trailers(&self) -> &[u8] {
+        Side::trailers(self)
+    }
+}
+
+impl Sink for Side {
+    fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8], _: bool) -> Poll<io::Result<usize>> {
+        Side::poll_send(self, cx, data)
+    }
+
+    fn finish(&mut self, trailers: &[u8]) {
+        Side::finish(self, trailers);
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Side::poll_flush(self, cx)
     }
 }

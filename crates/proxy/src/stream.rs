@@ -29,13 +29,18 @@ impl Stream {
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, buffer: &mut Buffer) -> Poll<io::Result<usize>> {
         let mut space = ReadBuf::new(buffer.space());
         debug_assert!(space.capacity() > 0);
-        match self {
-            Stream::Tcp(stream) => ready!(Pin::new(stream).poll_read(cx, &mut space)),
-            Stream::Tls(stream) => ready!(Pin::new(&mut **stream).poll_read(cx, &mut space)),
-        }?;
+        ready!(self.poll_read(cx, &mut space))?;
         let octets = space.filled().len();
         buffer.filled(octets);
         Poll::Ready(Ok(octets))
+    }
+
+    /// Reads into a buffer of somebody else's.
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
+        }
     }
 
     /// Writes some of `data`.
@@ -46,19 +51,15 @@ impl Stream {
         }
     }
 
-    /// Writes some of two pieces with one system call.
-    pub fn poll_write_two(
+    /// Writes some of several pieces with one system call.
+    pub fn poll_write_vectored(
         &mut self,
         cx: &mut Context<'_>,
-        first: &[u8],
-        second: &[u8],
+        pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self {
-            Stream::Tcp(stream) => {
-                let pieces = [io::IoSlice::new(first), io::IoSlice::new(second)];
-                Pin::new(stream).poll_write_vectored(cx, &pieces)
-            }
-            Stream::Tls(_) => self.poll_write(cx, first),
+            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_write_vectored(cx, pieces),
         }
     }
 

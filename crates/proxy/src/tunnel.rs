@@ -2,11 +2,12 @@ use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
 
 use crate::Reason;
+use crate::down::Down;
 use crate::exchange::{Exchange, Fate};
-use crate::http1::write::{self, Back};
 use crate::http1::{Delimiter, ResponseHead};
 use crate::relay::Relay;
 use crate::side::Side;
+use crate::up::Up;
 use crate::watch::{Phase, Signal};
 
 /// One direction of a tunnel.
@@ -15,23 +16,19 @@ struct Half {
     is_shut: bool,
 }
 
-impl Exchange<'_, '_> {
+impl Exchange<'_, '_, '_> {
     /// Connects the two sides of an upgrade that the backend accepted (RFC 9110 §7.8).
-    pub async fn switch(
-        &mut self,
-        mut up: Side,
-        response: &ResponseHead,
-        length: usize,
-    ) -> Result<Fate, Reason> {
-        let Some(input) = up.input.as_mut().filter(|_| self.ticket.head.upgrade.is_some()) else {
+    pub async fn switch(&mut self, up: Up, response: &ResponseHead, length: usize) -> Result<Fate, Reason> {
+        let (Up::Http1(mut up), Some(_)) = (up, self.ticket.head.upgrade) else {
             return Err(Reason::BackendNonsense);
         };
-        let back = Back::interim(self.ticket.head.version);
-        write::response(self.down.begin(false), response, input.data(), &back);
+        let Some(input) = &mut up.input else { return Err(Reason::BackendNonsense) };
+        self.down.interim(response, input.data(), self.ticket.head.version);
+        let Down::Http1(down) = &mut *self.down else { return Err(Reason::BackendNonsense) };
         input.consume(length);
         self.ticket.status = 101;
         up.expect_response_body(Delimiter::Close);
-        self.down.expect_response_body(Delimiter::Close);
+        down.expect_response_body(Delimiter::Close);
         self.watch.no_end();
         self.watch.enter(Phase::Tunnel, 0);
         let _open = self.ticket.worker.tunnel_opened();
@@ -41,13 +38,13 @@ impl Exchange<'_, '_> {
                 return Poll::Ready(());
             }
             // Either side may just go away; there is nobody left to tell.
-            let there = outward.poll(cx, self.down, &mut up);
-            let back = inward.poll(cx, &mut up, self.down);
+            let there = outward.poll(cx, down, &mut up);
+            let back = inward.poll(cx, &mut up, down);
             match (there, back) {
                 (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(()),
                 (Poll::Ready(Err(())), _) | (_, Poll::Ready(Err(()))) => Poll::Ready(()),
                 _ => {
-                    self.down.rest();
+                    down.rest();
                     up.rest();
                     Poll::Pending
                 }

@@ -124,6 +124,11 @@ impl Watch {
     /// Tells the connection something.
     pub fn tell(&self, signal: Signal) {
         self.signal.set(signal);
+        self.wake();
+    }
+
+    /// Has the task look at its watch.
+    pub fn wake(&self) {
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();
         }

@@ -57,6 +57,11 @@ impl Span {
         Span { start: start as u32, end: (start + part.len()) as u32 }
     }
 
+    /// The place between two offsets.
+    pub fn at(start: usize, end: usize) -> Span {
+        Span { start: start as u32, end: end as u32 }
+    }
+
     /// The octets themselves.
     pub fn in_(self, whole: &[u8]) -> &[u8] {
         whole.get(self.start as usize..self.end as usize).unwrap_or_default()

@@ -132,10 +132,6 @@ impl ResponseHead {
         Some(found.value.in_(head))
     }
 
-    /// The value of the first field of a kind.
-    pub fn value<'a>(&self, kind: Kind, head: &'a [u8]) -> Option<&'a [u8]> {
-        self.fields.iter().find(|field| field.kind == kind).map(|field| field.value.in_(head))
-    }
 }
 
 #[cfg(test)]

@@ -41,6 +41,13 @@ pub struct Back<'a> {
     pub recoded: bool,
 }
 
+impl Onward<'_> {
+    /// Whether the client's own fields of this name are replaced.
+    pub fn replaces(&self, name: &[u8]) -> bool {
+        self.granted.iter().any(|(granted, _)| granted.as_bytes().eq_ignore_ascii_case(name))
+    }
+}
+
 impl Back<'_> {
     /// An interim response, or one that changes the protocol.
     pub fn interim(version: Version) -> Back<'static> {
@@ -65,10 +72,8 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], onward: &Onw
     out.extend_from_slice(b" HTTP/1.1\r\nHost: ");
     out.extend_from_slice(onward.host);
     out.extend_from_slice(b"\r\n");
-    let is_granted =
-        |name: &[u8]| onward.granted.iter().any(|(granted, _)| granted.as_bytes().eq_ignore_ascii_case(name));
     request_fields(head, bytes, onward.edits, |name, value| {
-        if !is_granted(name) {
+        if !onward.replaces(name) {
             push_field(out, name, value);
         }
     });

@@ -3,6 +3,7 @@
 mod backends;
 mod framing;
 mod health;
+mod http2;
 mod keep_alive;
 mod lifetime;
 mod routing;

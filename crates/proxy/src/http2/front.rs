@@ -1,0 +1,122 @@
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use h2::server::{Connection, SendResponse};
+use http::Request;
+
+use super::connection::{self, Begun};
+use super::message;
+use crate::Reason;
+use crate::buffer::Buffer;
+use crate::caller::Caller;
+use crate::down::{Down, Stream};
+use crate::exchange::{self, Fate};
+use crate::stream;
+use crate::watch::{Phase, Signal, Watch};
+
+/// What a client sends first to speak HTTP/2 by prior knowledge (RFC 9113 §3.4).
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What the requests of a connection share.
+struct Shared {
+    caller: Caller,
+    /// Requests being answered.
+    open: Cell<usize>,
+}
+
+/// Serves a client that speaks HTTP/2 until its connection ends.
+pub async fn serve(caller: Caller, watch: &Rc<Watch>, read: Buffer, stream: stream::Stream) {
+    let worker = caller.worker.clone();
+    let settings = worker.settings();
+    let begun = Begun::new(Some(read), stream);
+    watch.enter(Phase::Head, settings.head_timeout);
+    let mut handshake = Box::pin(connection::accept(begun, settings.max_header));
+    let accepted = poll_fn(|cx| match watch.signal() {
+        Signal::None => handshake.as_mut().poll(cx).map(Some),
+        _ => Poll::Ready(None),
+    });
+    let Some(Ok(mut connection)) = accepted.await else {
+        return worker.counters.stopped_by(Reason::Malformed, 1);
+    };
+    drop(handshake);
+    let shared = Rc::new(Shared { caller, open: Cell::new(0) });
+    watch.enter(Phase::Idle, settings.idle_timeout);
+    let mut is_leaving = false;
+    loop {
+        match poll_fn(|cx| poll_request(cx, &mut connection, watch, &shared, &mut is_leaving)).await {
+            Some(Ok((request, respond))) => {
+                shared.open.set(shared.open.get() + 1);
+                watch.enter(Phase::Busy, 0);
+                let (shared, idle) = (shared.clone(), watch.clone());
+                let idle_timeout = settings.idle_timeout;
+                tokio::task::spawn_local(async move {
+                    answer(&shared.caller, request, respond).await;
+                    shared.open.set(shared.open.get() - 1);
+                    if shared.open.get() == 0 {
+                        idle.enter(Phase::Idle, idle_timeout);
+                        idle.wake();
+                    }
+                });
+            }
+            Some(Err(error)) => {
+                if error.is_library() {
+                    let is_flood = error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
+                    let reason = if is_flood { Reason::Flood } else { Reason::Malformed };
+                    worker.counters.stopped_by(reason, 1);
+                }
+                return;
+            }
+            None => return,
+        }
+    }
+}
+
+/// The next request; `None` when the connection is over.
+#[allow(clippy::type_complexity)]
+fn poll_request(
+    cx: &mut Context<'_>,
+    connection: &mut Connection<Begun, Bytes>,
+    watch: &Watch,
+    shared: &Shared,
+    is_leaving: &mut bool,
+) -> Poll<Option<Result<(Request<h2::RecvStream>, SendResponse<Bytes>), h2::Error>>> {
+    let is_told = watch.signal() != Signal::None || shared.caller.worker.draining.get();
+    if is_told && !*is_leaving {
+        // RFC 9113 §6.8: the client learns which requests will still be answered.
+        *is_leaving = true;
+        connection.graceful_shutdown();
+        let worker = &shared.caller.worker;
+        watch.enter(Phase::Busy, worker.settings().drain.max(1));
+    } else if *is_leaving && watch.signal() != Signal::None {
+        return Poll::Ready(None);
+    }
+    connection.poll_accept(cx)
+}
+
+/// Answers one request.
+async fn answer(caller: &Caller, request: Request<h2::RecvStream>, mut respond: SendResponse<Bytes>) {
+    let worker = &caller.worker;
+    let (parts, body) = request.into_parts();
+    let mut head = worker.request_head();
+    let mut bytes = Vec::with_capacity(512);
+    if let Err(reason) = message::take_request(&parts, !body.is_end_stream(), &mut head, &mut bytes) {
+        worker.counters.stopped_by(reason, 1);
+        respond.send_reset(h2::Reason::PROTOCOL_ERROR);
+        return;
+    }
+    drop(parts);
+    let registered = worker.watch_stream();
+    let mut down = Down::Http2(Box::new(Stream::new(body, respond)));
+    poll_fn(|cx| {
+        registered.watch.attach(cx);
+        Poll::Ready(())
+    })
+    .await;
+    if exchange::answer(caller, &registered.watch, &head, &bytes, &mut down).await == Fate::Cut {
+        down.cut();
+    }
+    worker.keep_request_head(head);
+}
