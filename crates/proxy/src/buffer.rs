@@ -6,6 +6,9 @@ pub const SMALL: usize = 16 * 1024;
 /// Octets of a buffer for a body that keeps coming. A quarter MiB in one system call costs half of what
 /// sixteen times 16 KiB do.
 pub const LARGE: usize = 256 * 1024;
+/// Octets of room for a head that is written, at first and when it is kept.
+const WORDS: usize = 2 * 1024;
+const MOST_WORDS: usize = 32 * 1024;
 /// Unused buffers that a thread keeps.
 const MOST_SMALL: usize = 256;
 const MOST_LARGE: usize = 32;
@@ -29,6 +32,7 @@ pub struct Buffers {
     small: RefCell<Vec<Vec<u8>>>,
     large: RefCell<Vec<Vec<u8>>>,
     large_in_use: Cell<usize>,
+    words: RefCell<Vec<Vec<u8>>>,
 }
 
 impl Buffer {
@@ -109,6 +113,20 @@ impl Buffers {
         Buffer { bytes, start: 0, end: 0, store: Some(self.clone()) }
     }
 
+    /// Room for a head that is written.
+    pub fn words(&self) -> Vec<u8> {
+        self.words.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(WORDS))
+    }
+
+    /// Takes such room back.
+    pub fn put_words(&self, mut words: Vec<u8>) {
+        let mut kept = self.words.borrow_mut();
+        if (WORDS..=MOST_WORDS).contains(&words.capacity()) && kept.len() < MOST_SMALL {
+            words.clear();
+            kept.push(words);
+        }
+    }
+
     /// Makes a buffer large; it stays as it is when too many are in use.
     pub fn enlarge(self: &Rc<Buffers>, buffer: &mut Buffer) {
         if buffer.size() >= LARGE || self.large_in_use.get() >= MOST_LARGE_IN_USE {
@@ -139,6 +157,9 @@ impl Buffers {
     /// Lets go of what was needed in busier times.
     pub fn trim(&self) {
         self.large.borrow_mut().clear();
+        let mut words = self.words.borrow_mut();
+        let half = words.len() / 2;
+        words.truncate(half);
         let mut small = self.small.borrow_mut();
         let half = small.len() / 2;
         small.truncate(half);

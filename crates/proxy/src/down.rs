@@ -3,6 +3,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use h2::server::SendResponse;
+use tokio::net::TcpStream;
 
 use crate::escape::push_number;
 use crate::http1::write::{self, Back};
@@ -219,6 +220,13 @@ impl Source for Down<'_> {
             Down::Http2(stream) => stream.incoming.trailers(),
         }
     }
+
+    fn raw_rest(&mut self) -> Option<(&TcpStream, &mut u64)> {
+        match self {
+            Down::Http1(side) => side.raw_rest(),
+            Down::Http2(_) => None,
+        }
+    }
 }
 
 impl Sink for Down<'_> {
@@ -248,6 +256,13 @@ impl Sink for Down<'_> {
             Down::Http1(side) => side.poll_flush(cx),
             // The task of the connection writes.
             Down::Http2(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn raw(&self) -> Option<&TcpStream> {
+        match self {
+            Down::Http1(side) => side.raw(),
+            Down::Http2(_) => None,
         }
     }
 }

@@ -80,7 +80,7 @@ pub async fn answer(
     let fate = match decide(caller, &mut ticket) {
         Ok(asked) => {
             let timeouts = asked.visit.site.policy().timeouts;
-            let upload = Relay::of_request(asked.body_limit);
+            let upload = Relay::of_request(asked.body_limit).by_pipes(&caller.worker.pipes);
             watch.end_in(timeouts.total);
             Exchange { ticket: &mut ticket, watch, down, upload, timeouts, patience: None, interims: 0 }
                 .run(caller, asked)
@@ -173,7 +173,7 @@ impl Exchange<'_, '_, '_> {
                     }
                     attempts -= 1;
                     worker.counters.retried();
-                    self.upload = Relay::of_request(asked.body_limit);
+                    self.upload = Relay::of_request(asked.body_limit).by_pipes(&caller.worker.pipes);
                     self.down.expect_request_body(head.length);
                 }
             }
@@ -244,7 +244,7 @@ impl Exchange<'_, '_, '_> {
                         return Err(broke);
                     }
                     worker.counters.retried();
-                    self.upload = Relay::of_request(self.upload.limit);
+                    self.upload = Relay::of_request(self.upload.limit).by_pipes(&worker.pipes);
                     self.down.expect_request_body(self.ticket.head.length);
                 }
             }
@@ -419,7 +419,7 @@ impl Exchange<'_, '_, '_> {
         up.pass_head(length, response.delimiter);
         self.ticket.status = response.status;
         self.watch.extend(self.timeouts.idle);
-        let mut download = Relay::of_response();
+        let mut download = Relay::of_response().by_pipes(&worker.pipes);
         if chosen.is_none() {
             // The answer of somebody else than the app: the app's upload is not begun.
             self.upload.is_done = true;

@@ -48,6 +48,7 @@ mod server;
 mod shared;
 mod side;
 mod site;
+mod splice;
 mod stats;
 mod stream;
 mod targets;

@@ -1,8 +1,10 @@
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use crate::Reason;
 use crate::http1::{Kind, trailers};
 use crate::side::{Cut, Sink, Source};
+use crate::splice::{Broken, Pipes, Splice, WORTH_IT};
 
 /// A body on its way from one side of an exchange to the other.
 #[derive(Debug)]
@@ -18,6 +20,8 @@ pub struct Relay {
     /// What the name of a trailer means.
     meaning: fn(&[u8]) -> Kind,
     ended: Option<Result<(), Cut>>,
+    pipes: Option<Rc<Pipes>>,
+    splice: Option<Splice>,
 }
 
 /// Why a body did not pass whole.
@@ -34,12 +38,61 @@ pub enum Stopped {
 impl Relay {
     /// The body of a request, of at most `limit` octets, 0 for any number.
     pub fn of_request(limit: u64) -> Relay {
-        Relay { moved: 0, limit, is_done: false, ambiguous: 0, meaning: Kind::of_request, ended: None }
+        Relay {
+            moved: 0,
+            limit,
+            is_done: false,
+            ambiguous: 0,
+            meaning: Kind::of_request,
+            ended: None,
+            pipes: None,
+            splice: None,
+        }
     }
 
     /// The body of a response.
     pub fn of_response() -> Relay {
         Relay { meaning: Kind::of_response, ..Relay::of_request(0) }
+    }
+
+    /// Lets long bodies move inside the kernel.
+    pub fn by_pipes(mut self, pipes: &Rc<Pipes>) -> Relay {
+        self.pipes = Some(pipes.clone());
+        self
+    }
+
+    /// Moves the rest of a long body inside the kernel, where that can be; ready when it is through, or cannot.
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut impl Source,
+        to: &mut impl Sink,
+    ) -> Poll<Result<(), Stopped>> {
+        let Some(pipes) = self.pipes.as_ref().filter(|_| self.limit == 0) else { return Poll::Ready(Ok(())) };
+        if self.splice.is_none() {
+            if from.raw_rest().is_none_or(|(_, left)| *left < WORTH_IT) {
+                return Poll::Ready(Ok(()));
+            }
+            // The head goes first.
+            ready!(to.poll_flush(cx)).map_err(|_| Stopped::Sink)?;
+            if to.raw().is_some() {
+                self.splice = pipes.splice();
+            }
+            if self.splice.is_none() {
+                self.pipes = None;
+                return Poll::Ready(Ok(()));
+            }
+        }
+        while let (Some(splice), Some(to)) = (&mut self.splice, to.raw()) {
+            let Some((from, left)) = from.raw_rest() else { break };
+            match ready!(splice.poll(cx, from, to, left)) {
+                Ok(0) => self.splice = None,
+                Ok(moved) => self.moved += moved as u64,
+                Err(Broken::Source) => return Poll::Ready(Err(Stopped::Source(Cut::Connection))),
+                Err(Broken::Sink) => return Poll::Ready(Err(Stopped::Sink)),
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Moves what can be moved now. Nothing is held back: what came goes out before more is waited for, and no
@@ -51,6 +104,9 @@ impl Relay {
         to: &mut impl Sink,
     ) -> Poll<Result<(), Stopped>> {
         while self.ended.is_none() {
+            if self.pipes.is_some() {
+                ready!(self.poll_splice(cx, from, to))?;
+            }
             match from.poll_data(cx) {
                 Poll::Pending => {
                     if let Poll::Ready(Err(_)) = to.poll_flush(cx) {

@@ -23,6 +23,7 @@ use crate::http1::{RequestHead, ResponseHead};
 use crate::peers::Patience;
 use crate::pool::Pool;
 use crate::site::Site;
+use crate::splice::Pipes;
 use crate::watch::{Phase, Signal, Ticks, Watch};
 use crate::{AccessSink, Counters, Reason, Shared, front, peers};
 
@@ -76,6 +77,7 @@ pub(crate) struct Worker {
     request_heads: RefCell<Vec<RequestHead>>,
     response_heads: RefCell<Vec<ResponseHead>>,
     pub buffers: Rc<Buffers>,
+    pub pipes: Rc<Pipes>,
     pub draining: Cell<bool>,
     pub pool: Pool,
     pub counters: Arc<Counters>,
@@ -175,6 +177,7 @@ impl DataPlane {
             request_heads: RefCell::default(),
             response_heads: RefCell::default(),
             buffers: Rc::default(),
+            pipes: Rc::default(),
             draining: Cell::new(false),
             counters: self.counters,
         }
@@ -211,6 +214,7 @@ async fn sweep(worker: Rc<Worker>) {
         worker.follow_settings();
         worker.pool.sweep();
         worker.buffers.trim();
+        worker.pipes.trim();
         worker.forget_sites();
         for (_, watch) in worker.connections.borrow().iter().chain(worker.streams.borrow().iter()) {
             watch.sweep();

@@ -2,6 +2,8 @@ use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use tokio::net::TcpStream;
+
 use crate::Reason;
 use crate::buffer::{Buffer, Buffers, SMALL};
 use crate::http1::write::push_chunk_size;
@@ -25,6 +27,11 @@ pub trait Source {
     fn consume(&mut self, octets: usize);
     /// The trailer section of a body that is over.
     fn trailers(&self) -> &[u8];
+    /// The connection that the rest of the body comes from as it is, and how long it is, when nothing of it was
+    /// read yet.
+    fn raw_rest(&mut self) -> Option<(&TcpStream, &mut u64)> {
+        None
+    }
 }
 
 /// Where a body goes.
@@ -35,6 +42,10 @@ pub trait Sink {
     fn finish(&mut self, trailers: &[u8]);
     /// Lets everything leave.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// The connection that the body goes to as it is, when nothing waits before it.
+    fn raw(&self) -> Option<&TcpStream> {
+        None
+    }
 }
 
 /// One side of an exchange over HTTP/1: a connection, the body that comes in on it and the one that goes out.
@@ -221,6 +232,9 @@ impl Side {
     /// The head of a message that goes out first; its body is sent in chunks or as it is.
     pub fn begin(&mut self, chunked: bool) -> &mut Vec<u8> {
         self.chunks_out = chunked;
+        if self.pending.capacity() == 0 {
+            self.pending = self.buffers.words();
+        }
         &mut self.pending
     }
 
@@ -303,18 +317,14 @@ impl Side {
         if self.input.as_ref().is_some_and(Buffer::is_empty) {
             self.input = None;
         }
-        if self.pending.is_empty() && self.pending.capacity() > 0 {
-            self.pending = Vec::new();
+        if self.pending.is_empty() {
+            self.buffers.put_words(std::mem::take(&mut self.pending));
         }
     }
 
     fn wrote_all(&mut self) {
         self.written = 0;
-        if self.pending.capacity() > MOST_PENDING {
-            self.pending = Vec::new();
-        } else {
-            self.pending.clear();
-        }
+        self.pending.clear();
     }
 }
 
@@ -338,6 +348,16 @@ impl Source for Side {
     fn trailers(&self) -> &[u8] {
         Side::trailers(self)
     }
+
+    fn raw_rest(&mut self) -> Option<(&TcpStream, &mut u64)> {
+        if self.ready > 0 || self.input.as_ref().is_some_and(|input| !input.is_empty()) {
+            return None;
+        }
+        match (&self.stream, &mut self.inflow) {
+            (Stream::Tcp(stream), Inflow::Known(left)) => Some((stream, left)),
+            _ => None,
+        }
+    }
 }
 
 impl Sink for Side {
@@ -351,5 +371,12 @@ impl Sink for Side {
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Side::poll_flush(self, cx)
+    }
+
+    fn raw(&self) -> Option<&TcpStream> {
+        match &self.stream {
+            Stream::Tcp(stream) if self.pending.is_empty() && !self.chunks_out => Some(stream),
+            _ => None,
+        }
     }
 }

@@ -82,6 +82,11 @@ impl Stream {
     /// Whether a kept connection is of no use any more: its other side closed it, or said something unasked.
     pub fn is_stale(&mut self) -> bool {
         let mut nobody = Context::from_waker(Waker::noop());
-        self.poll_readable(&mut nobody).is_ready()
+        if self.poll_readable(&mut nobody).is_pending() {
+            return false;
+        }
+        // A read that took just what was there leaves the connection marked as readable: only reading tells.
+        let mut octet = [0];
+        self.poll_read(&mut nobody, &mut ReadBuf::new(&mut octet)).is_ready()
     }
 }

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use h2::client::ResponseFuture;
+use tokio::net::TcpStream;
 
 use crate::Reason;
 use crate::http1::write::{self, Onward};
@@ -111,7 +112,8 @@ impl Up {
 
     /// Gives the connection back after an answer, if it can carry another request.
     pub fn give_back(self, pool: &Pool, lane: &Lane, response: &ResponseHead) {
-        if let Up::Http1(side) = self {
+        if let Up::Http1(mut side) = self {
+            side.rest();
             let has_rest = side.input.as_ref().is_some_and(|input| !input.is_empty());
             if response.keep_alive && side.is_over() && !has_rest {
                 pool.put(lane, side.stream);
@@ -219,6 +221,13 @@ impl Source for Up {
             Up::Http2(http2) => http2.incoming.as_ref().map_or(&[], Incoming::trailers),
         }
     }
+
+    fn raw_rest(&mut self) -> Option<(&TcpStream, &mut u64)> {
+        match self {
+            Up::Http1(side) => side.raw_rest(),
+            Up::Http2(_) => None,
+        }
+    }
 }
 
 impl Sink for Up {
@@ -247,6 +256,13 @@ impl Sink for Up {
         match self {
             Up::Http1(side) => side.poll_flush(cx),
             Up::Http2(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn raw(&self) -> Option<&TcpStream> {
+        match self {
+            Up::Http1(side) => side.raw(),
+            Up::Http2(_) => None,
         }
     }
 }
