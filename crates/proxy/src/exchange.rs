@@ -11,6 +11,7 @@ use crate::balance::{Ask, Choice, Chosen, Sticky, Tried, choose, cookie_value};
 use crate::caller::Caller;
 use crate::decide::{Asked, Refusal, decide};
 use crate::down::Down;
+use crate::encode::{Coding, Encoded, Encoding};
 use crate::http1::write::{self, Back, Onward};
 use crate::http1::{Delimiter, Kind, Length, RequestHead, ResponseHead, Version};
 use crate::pool::{Lane, Pool};
@@ -406,6 +407,17 @@ impl Exchange<'_, '_, '_> {
         if worker.settings().via {
             extra.extend_from_slice(b"Via: 1.1 proximity\r\n");
         }
+        let coding = if site.policy().compress {
+            Coding::choose(head, self.ticket.bytes, response, up.head_bytes())
+        } else {
+            None
+        };
+        let mut delimiter = delimiter;
+        if let Some(coding) = coding {
+            extra.extend_from_slice(&coding.fields(response.named(b"etag", up.head_bytes())));
+            delimiter = if head.version == Version::Http10 { Delimiter::Close } else { Delimiter::Chunked };
+        }
+        let keep_alive = keep_alive && delimiter != Delimiter::Close;
         let back = Back {
             version: head.version,
             keep_alive,
@@ -413,7 +425,7 @@ impl Exchange<'_, '_, '_> {
             date: &worker.clock.date(),
             extra: &extra,
             edits: site.response_edits.as_ref(),
-            recoded: false,
+            recoded: coding.is_some(),
         };
         self.down.respond(response, up.head_bytes(), &back);
         up.pass_head(length, response.delimiter);
@@ -424,7 +436,12 @@ impl Exchange<'_, '_, '_> {
             // The answer of somebody else than the app: the app's upload is not begun.
             self.upload.is_done = true;
         }
-        let passed = poll_fn(|cx| self.poll_bodies(cx, &mut up, &mut download)).await;
+        // Boxed, so that the many that are not compressed do not hold room for it.
+        let mut encoding = coding.and_then(|coding| Encoding::new(coding).ok()).map(Box::new);
+        let passed = match encoding.is_some() == coding.is_some() {
+            true => poll_fn(|cx| self.poll_bodies(cx, &mut up, &mut download, encoding.as_deref_mut())).await,
+            false => Err(Reason::BackendCut),
+        };
         self.ticket.received = self.upload.moved;
         self.ticket.sent = download.moved;
         worker.counters.stopped_by(Reason::HeaderName, u64::from(self.upload.ambiguous));
@@ -443,6 +460,7 @@ impl Exchange<'_, '_, '_> {
         cx: &mut Context<'_>,
         up: &mut Up,
         download: &mut Relay,
+        encoding: Option<&mut Encoding>,
     ) -> Poll<Result<(), Reason>> {
         match self.watch.signal() {
             Signal::None => {}
@@ -460,7 +478,10 @@ impl Exchange<'_, '_, '_> {
                 Poll::Ready(Err(Stopped::Sink)) | Poll::Ready(Ok(())) | Poll::Pending => {}
             }
         }
-        let polled = download.poll(cx, up, self.down);
+        let polled = match encoding {
+            None => download.poll(cx, up, self.down),
+            Some(encoding) => download.poll(cx, &mut Encoded { source: up, encoding }, self.down),
+        };
         if self.upload.moved + download.moved > before {
             self.watch.extend(self.timeouts.idle);
         }

@@ -24,6 +24,7 @@ mod client_key;
 mod clock;
 mod decide;
 mod down;
+mod encode;
 mod escape;
 mod exchange;
 mod forwarded;

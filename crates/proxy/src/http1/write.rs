@@ -172,8 +172,7 @@ pub fn response_fields<'a>(
     for field in &head.fields {
         let name = field.name.in_(bytes);
         match field.kind {
-            Kind::Plain if back.recoded && name.eq_ignore_ascii_case(b"accept-ranges") => continue,
-            Kind::Plain if back.recoded && name.eq_ignore_ascii_case(b"content-md5") => continue,
+            Kind::Plain if back.recoded && is_of_the_octets(name) => continue,
             Kind::Plain | Kind::ContentType | Kind::ContentEncoding | Kind::Via => {}
             Kind::Date => has_date = true,
             Kind::ContentLength if back.delimiter != Delimiter::Chunked && !back.recoded => {}
@@ -188,6 +187,13 @@ pub fn response_fields<'a>(
         }
     }
     has_date
+}
+
+/// Whether a field tells of the octets of a body, and not of what they mean.
+fn is_of_the_octets(name: &[u8]) -> bool {
+    [&b"accept-ranges"[..], b"content-md5", b"etag", b"repr-digest", b"content-digest"]
+        .iter()
+        .any(|field| name.eq_ignore_ascii_case(field))
 }
 
 /// Appends `name: value` with its line end.

@@ -1,6 +1,7 @@
 //! The proxy as a client and a backend see it: real sockets on ephemeral ports, scripted backends.
 
 mod backends;
+mod compression;
 mod framing;
 mod health;
 mod http2;
