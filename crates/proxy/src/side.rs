@@ -81,6 +81,12 @@ impl Side {
         };
     }
 
+    /// Takes it that nothing more of what comes can be understood: the body is never over.
+    pub fn spoil(&mut self) {
+        self.ready = 0;
+        self.inflow = Inflow::Close;
+    }
+
     /// Whether the whole incoming body was taken.
     pub fn is_over(&self) -> bool {
         self.ready == 0
