@@ -261,7 +261,7 @@ impl Exchange<'_, '_> {
         let site = &asked.visit.site;
         let host = match site.policy().host {
             HostPolicy::Backend => lane.host.as_bytes(),
-            HostPolicy::Preserve => self.ticket.host(),
+            HostPolicy::Preserve => self.ticket.host,
         };
         let onward = Onward {
             target: onto.target,
