@@ -6,5 +6,7 @@ mod health;
 mod keep_alive;
 mod lifetime;
 mod routing;
+mod smuggling;
 mod streaming;
 mod support;
+mod wiretap;
