@@ -23,6 +23,9 @@ use crate::{Addresses, Reason, reply, write_proxy_header};
 
 /// Longest head of a response, in octets.
 const LONGEST_RESPONSE_HEAD: usize = 64 * 1024;
+/// Interim responses (RFC 9110 §15.2) to one request. Work that tells of its progress sends a few dozen; without
+/// a bound a backend could keep its client, and us, for ever.
+const MOST_INTERIM: u32 = 64;
 /// How long a client waits for a backend to say `100 (Continue)`. Backends that do not know of it would wait for
 /// the body, and the client for them.
 const CONTINUE_WITHIN: Duration = Duration::from_secs(1);
@@ -47,6 +50,8 @@ pub struct Exchange<'a, 'b> {
     timeouts: Timeouts,
     /// Until when a backend may leave a client waiting that waits for `100 (Continue)`.
     patience: Option<Pin<Box<Sleep>>>,
+    /// Interim responses so far.
+    interims: u32,
 }
 
 /// Why an attempt at a backend came to nothing.
@@ -79,7 +84,7 @@ pub async fn answer(
             let timeouts = asked.visit.site.policy().timeouts;
             let upload = Relay::of_request(asked.body_limit);
             watch.end_in(timeouts.total);
-            Exchange { ticket: &mut ticket, watch, down, upload, timeouts, patience: None }
+            Exchange { ticket: &mut ticket, watch, down, upload, timeouts, patience: None, interims: 0 }
                 .run(caller, asked)
                 .await
         }
@@ -353,6 +358,10 @@ impl Exchange<'_, '_> {
             if let Some(buffer) = &mut up.input {
                 match response.parse(buffer.data(), self.ticket.head.method) {
                     Ok(Some(length)) if response.status < 200 && response.status != 101 => {
+                        self.interims += 1;
+                        if self.interims > MOST_INTERIM {
+                            return Poll::Ready(Err(Reason::BackendNonsense));
+                        }
                         self.interim(response, length, up);
                         continue;
                     }

@@ -28,7 +28,7 @@ pub async fn page(ticket: &mut Ticket<'_>, watch: &Watch, refusal: &Refusal, dow
     if reason == Reason::ClientGone || watch.signal() == Signal::Close {
         return Fate::Cut;
     }
-    down.discard();
+    // What waits to be written are interim responses, perhaps written in part: the page follows them.
     let world = worker.world();
     let inside = is_inside(&world, ticket.client).then(|| Inside {
         detail: ticket.route.as_deref().and_then(seen),

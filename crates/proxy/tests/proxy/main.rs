@@ -7,6 +7,7 @@ mod keep_alive;
 mod lifetime;
 mod routing;
 mod smuggling;
+mod splitting;
 mod streaming;
 mod support;
 mod wiretap;
