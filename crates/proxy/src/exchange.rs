@@ -176,7 +176,6 @@ impl Exchange<'_, '_> {
                     attempts -= 1;
                     worker.counters.retried();
                     self.upload = Relay::of_request(asked.body_limit);
-                    self.down.expect_request_body(head.length);
                 }
             }
         }
@@ -246,8 +245,8 @@ impl Exchange<'_, '_> {
                         return Err(broke);
                     }
                     worker.counters.retried();
+                    // Not a beginning anew: the framing of the first chunk may have been read.
                     self.upload = Relay::of_request(self.upload.limit);
-                    self.down.expect_request_body(self.ticket.head.length);
                 }
             }
         }
