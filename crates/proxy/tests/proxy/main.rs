@@ -2,9 +2,11 @@
 
 mod backends;
 mod framing;
+mod headers;
 mod health;
 mod keep_alive;
 mod lifetime;
+mod paths;
 mod routing;
 mod smuggling;
 mod splitting;
