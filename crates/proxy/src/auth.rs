@@ -98,7 +98,7 @@ fn question(out: &mut Vec<u8>, path: &str, ticket: &Ticket<'_>, asked: &Asked<'_
         ..ticket.head.clone()
     };
     let bytes = ticket.bytes;
-    for part in [b"GET ", path.as_bytes(), b" HTTP/1.1\r\nHost: ", ticket.host(), b"\r\n"] {
+    for part in [b"GET ", path.as_bytes(), b" HTTP/1.1\r\nHost: ", ticket.host, b"\r\n"] {
         out.extend_from_slice(part);
     }
     crate::http1::write::request_fields(&as_get, bytes, None, |name, value| {

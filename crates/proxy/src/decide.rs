@@ -54,6 +54,8 @@ impl Asked<'_> {
 /// Tells for which vhost a request is, and refuses what can be refused without waiting for anybody.
 pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>) -> Result<Asked<'a>, Refusal> {
     let (written, target) = host::target(ticket.head, ticket.bytes)?;
+    // RFC 9112 §3.2.2: the host of an absolute target takes the place of the field's.
+    ticket.host = written;
     let mut identity = None;
     let origin = caller.origin(ticket.head, ticket.bytes)?;
     if let Some(origin) = &origin {

@@ -80,7 +80,7 @@ impl Down<'_> {
         let body = if answer.head_only { &[] } else { answer.body };
         match self {
             Down::Http1(side) => {
-                side.discard();
+                // What waits to be written are interim responses, perhaps written in part: the answer follows them.
                 let out = side.begin(false);
                 answer.write(out);
                 out.extend_from_slice(body);
@@ -218,6 +218,12 @@ impl Source for Down<'_> {
         match self {
             Down::Http1(side) => side.trailers(),
             Down::Http2(stream) => stream.incoming.trailers(),
+        }
+    }
+
+    fn spoil(&mut self) {
+        if let Down::Http1(side) = self {
+            side.spoil();
         }
     }
 

@@ -23,8 +23,9 @@ use crate::up::Up;
 use crate::watch::{Phase, Signal, Watch};
 use crate::{Addresses, Reason, reply, write_proxy_header};
 
-/// Interim responses before the one that counts.
-const MOST_INTERIM: u32 = 32;
+/// Interim responses (RFC 9110 §15.2) to one request. Work that tells of its progress sends a few dozen; without
+/// a bound a backend could keep its client, and us, for ever.
+const MOST_INTERIM: u32 = 64;
 /// How long a client waits for a backend to say `100 (Continue)`. Backends that do not know of it would wait for
 /// the body, and the client for them.
 const CONTINUE_WITHIN: Duration = Duration::from_secs(1);
@@ -175,7 +176,6 @@ impl Exchange<'_, '_, '_> {
                     attempts -= 1;
                     worker.counters.retried();
                     self.upload = Relay::of_request(asked.body_limit).by_pipes(&caller.worker.pipes);
-                    self.down.expect_request_body(head.length);
                 }
             }
         }
@@ -245,8 +245,8 @@ impl Exchange<'_, '_, '_> {
                         return Err(broke);
                     }
                     worker.counters.retried();
+                    // Not a beginning anew: the framing of the first chunk may have been read.
                     self.upload = Relay::of_request(self.upload.limit).by_pipes(&worker.pipes);
-                    self.down.expect_request_body(self.ticket.head.length);
                 }
             }
         }
@@ -270,7 +270,7 @@ impl Exchange<'_, '_, '_> {
         let site = &asked.visit.site;
         let host = match site.policy().host {
             HostPolicy::Backend => lane.host.as_bytes(),
-            HostPolicy::Preserve => self.ticket.host(),
+            HostPolicy::Preserve => self.ticket.host,
         };
         let onward = Onward {
             target: onto.target,

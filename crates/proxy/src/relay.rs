@@ -121,7 +121,10 @@ impl Relay {
                         self.ambiguous = ambiguous;
                         self.ended = Some(Ok(()));
                     }
-                    Err(reason) => self.ended = Some(Err(Cut::Nonsense(reason))),
+                    Err(reason) => {
+                        from.spoil();
+                        self.ended = Some(Err(Cut::Nonsense(reason)));
+                    }
                 },
                 Poll::Ready(Ok(octets)) => {
                     if self.limit > 0 && self.moved + octets as u64 > self.limit {

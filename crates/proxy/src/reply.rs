@@ -33,7 +33,7 @@ pub async fn page(ticket: &mut Ticket<'_>, watch: &Watch, refusal: &Refusal, dow
         detail: ticket.route.as_deref().and_then(seen),
         apps: if reason == Reason::UnknownHost { apps(&world) } else { Vec::new() },
     });
-    let host = std::str::from_utf8(ticket.host()).unwrap_or_default();
+    let host = std::str::from_utf8(ticket.host).unwrap_or_default();
     let mut page = Page { reason, host, inside }.render(ticket.head.value(Kind::Accept, ticket.bytes));
     page.fields.extend_from_slice(&refusal.fields);
     send(ticket, watch, page.status, &page.fields, &page.body, down).await

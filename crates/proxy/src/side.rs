@@ -27,6 +27,8 @@ pub trait Source {
     fn consume(&mut self, octets: usize);
     /// The trailer section of a body that is over.
     fn trailers(&self) -> &[u8];
+    /// Takes it that nothing more of what comes can be understood: the body is never over.
+    fn spoil(&mut self) {}
     /// The connection that the rest of the body comes from as it is, and how long it is, when nothing of it was
     /// read yet.
     fn raw_rest(&mut self) -> Option<(&TcpStream, &mut u64)> {
@@ -347,6 +349,11 @@ impl Source for Side {
 
     fn trailers(&self) -> &[u8] {
         Side::trailers(self)
+    }
+
+    fn spoil(&mut self) {
+        self.ready = 0;
+        self.inflow = Inflow::Close;
     }
 
     fn raw_rest(&mut self) -> Option<(&TcpStream, &mut u64)> {

@@ -27,6 +27,8 @@ pub struct Ticket<'a> {
     pub head: &'a RequestHead,
     /// The octets that `head` speaks of.
     pub bytes: &'a [u8],
+    /// The authority that the client asked for, as it was written.
+    pub host: &'a [u8],
     pub route: Option<Arc<Route>>,
     pub start: Instant,
     /// Status of the answer; 0 as long as there is none.
@@ -45,17 +47,13 @@ impl<'a> Ticket<'a> {
             client: caller.peer.ip(),
             head,
             bytes,
+            host: head.host.map_or(&[], |host| host.in_(bytes)),
             route: None,
             start: Instant::now(),
             status: 0,
             received: 0,
             sent: 0,
         }
-    }
-
-    /// The authority that the client asked for, as it was written.
-    pub fn host(&self) -> &'a [u8] {
-        self.head.host.map_or(&[], |host| host.in_(self.bytes))
     }
 }
 
@@ -67,13 +65,12 @@ impl Drop for Ticket<'_> {
         if self.status == 0 {
             worker.counters.stopped_by(Reason::ClientGone, 1);
         }
-        let host = self.host();
         worker.log(self.route.take(), |clock| Line {
             at_micros: clock.unix_micros(self.start),
             client: &self.log_prefix,
             version: self.head.version,
             method: self.head.method_text.in_(self.bytes),
-            host,
+            host: self.host,
             uri: self.head.target.in_(self.bytes),
             received: self.received,
             duration_micros: as_micros(self.start.elapsed()),

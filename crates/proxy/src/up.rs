@@ -222,6 +222,12 @@ impl Source for Up {
         }
     }
 
+    fn spoil(&mut self) {
+        if let Up::Http1(side) = self {
+            side.spoil();
+        }
+    }
+
     fn raw_rest(&mut self) -> Option<(&TcpStream, &mut u64)> {
         match self {
             Up::Http1(side) => side.raw_rest(),

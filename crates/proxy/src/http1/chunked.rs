@@ -117,15 +117,14 @@ impl Chunked {
     }
 }
 
-/// The size of a chunk; extensions are passed over.
+/// The size of a chunk; extensions are passed over. RFC 9112 §7.1.1 lets whitespace stand before their `;`, and
+/// nothing else.
 fn size(line: &[u8]) -> Option<u64> {
     let end = line.iter().position(|byte| !byte.is_ascii_hexdigit()).unwrap_or(line.len());
     let (digits, extension) = line.split_at(end);
     let is_clean = !extension.iter().any(|byte| matches!(byte, b'\r' | 0));
-    if !(1..=15).contains(&digits.len())
-        || !matches!(extension.first(), None | Some(b';' | b' ' | b'\t'))
-        || !is_clean
-    {
+    let begins_well = matches!(extension.trim_ascii_start().first(), None | Some(b';'));
+    if !(1..=15).contains(&digits.len()) || !begins_well || !is_clean {
         return None;
     }
     u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
@@ -187,6 +186,7 @@ mod tests {
             "\r\n",
             "-1\r\n",
             "0x5\r\n",
+            "5 x\r\n",
             "fffffffffffffffff\r\n",
             "1\r\nab\r\n",
             "1\r\na\rb\r\n",

@@ -77,13 +77,18 @@ impl ResponseHead {
     pub fn understand(&mut self, head: &[u8], method: Method) -> Result<(), NotHttp> {
         self.keep_alive = self.version == Version::Http11;
         let (mut length, mut coding, mut names_others) = (None, None, false);
-        for field in &self.fields {
+        for field in &mut self.fields {
             let value = field.value.in_(head);
             match field.kind {
                 Kind::ContentLength => {
                     let number = decimal(value).ok_or(NotHttp)?;
-                    if length.replace(number).is_some_and(|before| before != number) {
-                        return Err(NotHttp);
+                    match length.replace(number) {
+                        Some(before) if before != number => return Err(NotHttp),
+                        // RFC 9110 §8.6: several equal ones are one, and these statuses must have none; clients
+                        // that believe it nevertheless wait for a body.
+                        Some(_) => field.kind = Kind::HopByHop,
+                        None if self.status < 200 || self.status == 204 => field.kind = Kind::HopByHop,
+                        None => {}
                     }
                 }
                 Kind::TransferEncoding => {
@@ -112,8 +117,8 @@ impl ResponseHead {
             (true, ..) => Delimiter::None,
             (_, Some(true), length) => {
                 // RFC 9112 §6.3: the transfer coding overrides the length, and such a message might be an attempt
-                // at response splitting: the connection is not used again.
-                self.keep_alive &= length.is_none();
+                // at response splitting: the connection is not used again. §6.1: neither is one of HTTP/1.0.
+                self.keep_alive &= length.is_none() && self.version > Version::Http10;
                 Delimiter::Chunked
             }
             // A coding that is not understood cannot be taken off again.

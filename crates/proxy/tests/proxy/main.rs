@@ -3,10 +3,15 @@
 mod backends;
 mod compression;
 mod framing;
+mod headers;
 mod health;
 mod http2;
 mod keep_alive;
 mod lifetime;
+mod paths;
 mod routing;
+mod smuggling;
+mod splitting;
 mod streaming;
 mod support;
+mod wiretap;

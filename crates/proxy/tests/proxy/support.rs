@@ -12,7 +12,7 @@ use proximity_config::Config;
 use proximity_proxy::{AccessSink, Counters, DataPlane, Reason, Shared, Snapshot, Totals, listen};
 use proximity_table::{
     BackendTarget, Change, Facts, Generation, Intent, Lease, LeaseState, Ledger, ProxySettings, Source,
-    Timestamp, Touched, Vhost, World,
+    Timestamp, Touched, Vhost, VhostPolicy, World,
 };
 use tokio::sync::watch;
 
@@ -60,6 +60,14 @@ pub fn vhost(app: &str, backends: &[SocketAddrV4]) -> Vhost {
         aliases: vec![format!("{app}.example.org").parse().unwrap()],
         ..Vhost::new(app.parse().unwrap(), hostname, backends)
     }
+}
+
+/// A vhost with another policy than the default.
+pub fn with(mut vhost: Vhost, change: impl FnOnce(&mut VhostPolicy)) -> Vhost {
+    let mut policy = VhostPolicy::default();
+    change(&mut policy);
+    vhost.policy = policy.shared();
+    vhost
 }
 
 pub fn lease(hostname: &str, ip: Ipv4Addr, epoch: u64, state: LeaseState) -> Lease {

@@ -1,0 +1,243 @@
+//! What happens to header fields on the way to a backend and back.
+
+use std::path::PathBuf;
+
+use proximity_proxy::{AccessLog, Reason};
+use proximity_table::{HeaderEdits, HostPolicy, ProxySettings};
+
+use crate::support::{Backend, Client, Proxy, Request, Table, vhost, with};
+
+/// What the backend gets of a request with these fields.
+fn onward(settings: ProxySettings, fields: &str) -> Request {
+    let backend = Backend::answering("");
+    let proxy = Proxy::with(&Table::of(vec![vhost("wiki", &[backend.addr])]), settings, None);
+    let mut client = proxy.connect();
+    client.send(&format!("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\n{fields}\r\n"));
+    assert_eq!(client.response().status, 200);
+    backend.requests().remove(0)
+}
+
+fn trusting(networks: &[&str]) -> ProxySettings {
+    let trusted_proxies = networks.iter().map(|network| network.parse().unwrap()).collect();
+    ProxySettings { trusted_proxies, ..ProxySettings::default() }
+}
+
+fn fields(list: &[(&str, &str)]) -> Vec<(String, String)> {
+    list.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
+}
+
+fn names(list: &[&str]) -> Vec<String> {
+    list.iter().map(|name| name.to_string()).collect()
+}
+
+#[test]
+fn the_host_is_the_backends_or_the_clients_as_the_vhost_says() {
+    let backend = Backend::answering("");
+    let table = Table::of(vec![
+        vhost("wiki", &[backend.addr]),
+        with(vhost("shop", &[backend.addr]), |policy| policy.host = HostPolicy::Preserve),
+    ]);
+    let proxy = Proxy::start(&table);
+    assert_eq!(proxy.get("wiki.prox.local", "/").status, 200);
+    assert_eq!(proxy.get("Shop.Prox.Local:80", "/").status, 200);
+    let requests = backend.requests();
+    assert_eq!(requests[0].header("host"), [backend.addr.to_string()]);
+    assert_eq!(requests[1].header("host"), ["Shop.Prox.Local:80"]);
+}
+
+#[test]
+fn edits_change_both_directions() {
+    let backend = Backend::script(|mut conn| {
+        while conn.request().is_some() {
+            conn.write(
+                "HTTP/1.1 200 OK\r\nX-Frame-Options: DENY\r\nServer: old\r\nserver: older\r\nX-Both: 1\r\n\
+                 Content-Length: 0\r\n\r\n",
+            );
+        }
+    });
+    let wiki = with(vhost("wiki", &[backend.addr]), |policy| {
+        policy.request_headers = HeaderEdits {
+            set: fields(&[("x-set", "ours"), ("x-forwarded-proto", "https")]),
+            add: fields(&[("x-add", "more")]),
+            remove: names(&["cookie", "x-real-ip"]),
+        };
+        policy.response_headers = HeaderEdits {
+            set: fields(&[("server", "new")]),
+            add: fields(&[("x-both", "2")]),
+            remove: names(&["x-frame-options"]),
+        };
+    });
+    let proxy = Proxy::start(&Table::of(vec![wiki]));
+    let mut client = proxy.connect();
+    client.send(
+        "GET / HTTP/1.1\r\nHost: wiki.prox.local\r\nX-Set: theirs\r\nx-set: again\r\nX-Add: one\r\nCOOKIE: a=b\r\n\r\n",
+    );
+    let response = client.response();
+    assert_eq!(response.header("server"), ["new"]);
+    assert_eq!(response.header("x-both"), ["1", "2"]);
+    assert!(response.header("x-frame-options").is_empty());
+    let request = backend.requests().remove(0);
+    assert_eq!(request.header("x-set"), ["ours"]);
+    assert_eq!(request.header("x-add"), ["one", "more"]);
+    assert_eq!(request.header("x-forwarded-proto"), ["https"]);
+    for name in ["cookie", "x-real-ip"] {
+        assert!(request.header(name).is_empty(), "{name}: {request:?}");
+    }
+    assert_eq!(request.header("x-forwarded-for"), ["127.0.0.1"], "what was not named stays");
+}
+
+#[test]
+fn via_is_told_both_ways_when_it_is_wanted() {
+    for via in [false, true] {
+        let backend = Backend::script(|mut conn| {
+            while conn.request().is_some() {
+                conn.write("HTTP/1.1 200 OK\r\nVia: 1.1 inner\r\nContent-Length: 0\r\n\r\n");
+            }
+        });
+        let settings = ProxySettings { via, ..ProxySettings::default() };
+        let proxy = Proxy::with(&Table::of(vec![vhost("wiki", &[backend.addr])]), settings, None);
+        let mut client = proxy.connect();
+        client.send("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\nVia: 1.0 outer\r\n\r\n");
+        let ours: &[&str] = if via { &["1.1 proximity"] } else { &[] };
+        assert_eq!(client.response().header("via"), [&["1.1 inner"], ours].concat());
+        // RFC 9110 §7.6.3: each recipient appends its own.
+        assert_eq!(backend.requests()[0].header("via"), [&["1.0 outer"], ours].concat());
+    }
+}
+
+const CHAIN: &str = "X-Forwarded-For: 203.0.113.7, 10.9.9.9\r\nX-Forwarded-Proto: https\r\n\
+                     X-Forwarded-Host: shop.example\r\nX-Real-IP: 6.6.6.6\r\n";
+
+#[test]
+fn a_trusted_proxys_account_is_extended() {
+    let request = onward(trusting(&["127.0.0.0/8", "10.0.0.0/8"]), CHAIN);
+    assert_eq!(request.header("x-forwarded-for"), ["203.0.113.7, 10.9.9.9, 127.0.0.1"]);
+    assert_eq!(request.header("x-real-ip"), ["203.0.113.7"]);
+    assert_eq!(request.header("x-forwarded-proto"), ["https"]);
+    assert_eq!(request.header("x-forwarded-host"), ["shop.example"]);
+    assert_eq!(
+        request.header("forwarded"),
+        ["for=203.0.113.7, for=10.9.9.9, for=127.0.0.1;host=shop.example;proto=https"]
+    );
+}
+
+#[test]
+fn the_chain_is_believed_only_as_far_as_trusted_proxies_wrote_it() {
+    // 10.9.9.9 is not trusted: it is the client, and what it says of others is its own invention.
+    let request = onward(trusting(&["127.0.0.0/8"]), CHAIN);
+    assert_eq!(request.header("x-real-ip"), ["10.9.9.9"]);
+    assert!(!request.header("x-forwarded-for")[0].contains("203.0.113.7"), "{request:?}");
+}
+
+#[test]
+fn forwarded_of_a_trusted_proxy_is_read_too() {
+    let told = "Forwarded: for=\"[2001:db8::7]:4711\";proto=https;host=shop.example\r\n";
+    let request = onward(trusting(&["127.0.0.1/32"]), told);
+    assert_eq!(request.header("x-real-ip"), ["2001:db8::7"]);
+    assert_eq!(request.header("x-forwarded-for"), ["2001:db8::7, 127.0.0.1"]);
+    assert_eq!(request.header("x-forwarded-proto"), ["https"]);
+    assert!(
+        request.header("forwarded")[0].starts_with("for=\"[2001:db8::7]\", for=127.0.0.1;"),
+        "{request:?}"
+    );
+}
+
+#[test]
+fn a_stranger_cannot_say_who_it_is() {
+    let request = onward(trusting(&["10.0.0.0/8"]), CHAIN);
+    assert_eq!(request.header("x-forwarded-for"), ["127.0.0.1"]);
+    assert_eq!(request.header("x-real-ip"), ["127.0.0.1"]);
+    assert_eq!(request.header("x-forwarded-proto"), ["http"]);
+    assert_eq!(request.header("x-forwarded-host"), ["wiki.prox.local"]);
+    assert_eq!(request.header("forwarded"), ["for=127.0.0.1;host=wiki.prox.local;proto=http"]);
+}
+
+#[test]
+fn a_trusted_proxy_that_cannot_be_read_is_refused() {
+    let backend = Backend::answering("");
+    let table = Table::of(vec![vhost("wiki", &[backend.addr])]);
+    let proxy = Proxy::with(&table, trusting(&["127.0.0.1/32"]), None);
+    for field in ["X-Forwarded-For: evil", "Forwarded: for=;;="] {
+        let mut client = proxy.connect();
+        client.send(&format!("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\n{field}\r\n\r\n"));
+        assert_eq!(client.response().status, 400, "{field}");
+    }
+    assert_eq!((proxy.count(Reason::ForwardedHeader), backend.requests().len()), (2, 0));
+}
+
+#[test]
+fn the_log_tells_the_client_behind_a_trusted_proxy() {
+    let dir = std::env::temp_dir().join(format!("proximity-proxy-client-ip-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    let backend = Backend::answering("");
+    let log = AccessLog::start(PathBuf::clone(&dir), |trouble| panic!("{trouble}")).unwrap();
+    let table = Table::of(vec![vhost("wiki", &[backend.addr])]);
+    let proxy = Proxy::with(&table, trusting(&["127.0.0.1/32"]), Some(log.sink()));
+    let mut client = proxy.connect();
+    for told in ["", "X-Forwarded-For: 203.0.113.7\r\n", "X-Forwarded-For: 203.0.113.8\r\n", ""] {
+        client.send(&format!("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\n{told}\r\n"));
+        assert_eq!(client.response().status, 200);
+    }
+    drop(client);
+    proxy.join();
+    log.finish();
+    let text = std::fs::read_to_string(dir.join("wiki.prox.local.log")).unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    let line = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["request"].clone();
+    let clients: Vec<_> =
+        text.lines().map(|text| line(text)["client_ip"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(clients, ["127.0.0.1", "203.0.113.7", "203.0.113.8", "127.0.0.1"]);
+    assert!(text.lines().all(|text| line(text)["remote_ip"] == "127.0.0.1"), "{text}");
+}
+
+fn answer_of(raw: &'static str) -> (Client, Proxy) {
+    let backend = Backend::script(move |mut conn| {
+        conn.request();
+        conn.write(raw);
+    });
+    let proxy = Proxy::start(&Table::of(vec![vhost("wiki", &[backend.addr])]));
+    let mut client = proxy.connect();
+    client.send("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\nTE: trailers\r\nConnection: TE\r\n\r\n");
+    (client, proxy)
+}
+
+// RFC 9110 §6.6.1: "A recipient with a clock that receives a response message without a Date header field MUST
+// […] append a corresponding Date header field".
+#[test]
+fn a_date_is_added_where_there_is_none() {
+    let (mut client, _proxy) = answer_of("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    let response = client.response();
+    let [date] = response.header("date")[..] else { panic!("{response:?}") };
+    let told = httpdate::parse_http_date(date).unwrap();
+    let age = std::time::SystemTime::now().duration_since(told).unwrap_or_default();
+    assert!(age.as_secs() < 60, "{date}");
+    let then = "Sun, 06 Nov 1994 08:49:37 GMT";
+    let (mut client, _proxy) =
+        answer_of("HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!(client.response().header("date"), [then]);
+}
+
+// RFC 9110 §7.6.1: "Intermediaries MUST parse a received Connection header field before a message is forwarded
+// and […] remove any header or trailer field(s) from the message with the same name as the connection-option".
+#[test]
+fn what_connection_names_stays_behind() {
+    let request = onward(
+        ProxySettings::default(),
+        "Connection: close, X-One,, x-two ,Cookie, X-Forwarded-For, X-Real-IP\r\nX-One: 1\r\nX-Two: 2\r\n\
+         X-Three: 3\r\nKeep-Alive: 5\r\nProxy-Connection: keep-alive\r\nTE: trailers, deflate\r\nTrailer: X\r\n",
+    );
+    for name in ["connection", "x-one", "x-two", "keep-alive", "proxy-connection", "te"] {
+        assert!(request.header(name).is_empty(), "{name}: {request:?}");
+    }
+    assert_eq!(request.header("x-three"), ["3"]);
+    // A client cannot have what we say taken away.
+    assert_eq!(request.header("x-forwarded-for"), ["127.0.0.1"]);
+    assert_eq!(request.header("x-real-ip"), ["127.0.0.1"]);
+    let (mut client, _proxy) = answer_of(
+        "HTTP/1.1 200 OK\r\nConnection: X-Hop, content-length\r\nX-Hop: 1\r\nProxy-Connection: close\r\n\
+         Content-Length: 2\r\n\r\nok",
+    );
+    let response = client.response();
+    assert_eq!((response.text().as_str(), response.header("content-length")), ("ok", vec!["2"]));
+    assert!(response.header("x-hop").is_empty() && response.header("proxy-connection").is_empty());
+}
