@@ -131,7 +131,6 @@ impl ResponseHead {
         let found = self.fields.iter().find(|field| field.name.in_(head).eq_ignore_ascii_case(name))?;
         Some(found.value.in_(head))
     }
-
 }
 
 #[cfg(test)]
