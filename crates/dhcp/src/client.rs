@@ -4,6 +4,7 @@ use dhcproto::v4::{
     DhcpOption, Encodable, Encoder, Flags, Message, MessageType, OptionCode, UnknownOption, borrowed,
 };
 use proximity_table::{Ipv4Net, Label, Mac};
+use serde::{Deserialize, Serialize};
 
 /// First wait for an answer, in milliseconds; doubled for each try. RFC 2131 §4.1 suggests 4 s, made for
 /// the Ethernets of 1997; a container that boots should be there in one second.
@@ -46,7 +47,7 @@ pub enum Command {
 }
 
 /// What a server granted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Binding {
     /// Address with the network's prefix length.
     pub address: Ipv4Net,
@@ -60,7 +61,7 @@ pub struct Binding {
 
 /// A lease on its way to another process, whose clock is another one: times are counted from now, in
 /// milliseconds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
     /// What was granted.
     pub binding: Binding,
