@@ -257,7 +257,11 @@ async fn ask_once(probe: &DhcpProbe, client: &RawClient, message: &dhcproto::v4:
 /// hears of that, closes it, and asks nobody else's backend for the next request of another one.
 #[test]
 fn a_replaced_process_follows_the_world() {
-    let mut site = Site::start("");
+    let lab = Site::surroundings();
+    let appliance = lab.appliance().clone();
+    let forwarding = || appliance.sh("cat /proc/sys/net/ipv4/ip_forward").expect("readable").stdout;
+    let before = forwarding();
+    let mut site = Site::run_in(lab);
     site.wait_wan();
     let machine = site.probe_machine("10.20.0.5/24");
     let _one = backend(&machine, 8001, "one");
@@ -308,6 +312,11 @@ fn a_replaced_process_follows_the_world() {
     });
     site.appliance.process().wait(Duration::from_secs(60)).expect("the first process ends");
     assert!(staying.closes());
+    assert_eq!(
+        (before.trim(), forwarding().trim()),
+        ("0", "0"),
+        "the last process knew what it was before the first"
+    );
 }
 
 /// What stands in the way of a takeover, from a file that is no program to one that fails when everything was
@@ -413,4 +422,39 @@ fn no_descriptor_is_left_over_by_upgrades() {
     let counts: Vec<usize> = (0..3).map(|_| sockets(&upgrade(&site)["pid"])).collect();
     // One more or less is a connection of the API that is being closed.
     assert!(counts[0].abs_diff(counts[2]) <= 1, "{counts:?}");
+}
+
+/// What a reload leaves for a restart is in force after an upgrade, and what was switched off by hand stays off.
+#[test]
+fn an_upgrade_is_a_restart_for_the_configuration_and_none_for_the_rest() {
+    let site = Site::start("");
+    site.wait_wan();
+    let connects =
+        |port: u16| OpenConnection::open(site.lab.client(), (addresses::APPLIANCE_WAN, port).into());
+    assert!(connects(8080).is_err());
+    site.write_config("[proxy]\nlisten = [\"0.0.0.0:80\", \"0.0.0.0:8080\"]\n");
+    assert_ne!(site.api().call("POST", "/reload", None).expect(200)["needs_restart"], json!([]));
+    site.api().call("POST", "/services/dhcp/stop", None).expect(200);
+    site.api().call("POST", "/services/dns/stop", None).expect(200);
+    upgrade(&site);
+    for port in [80, 8080] {
+        let page = connects(port).and_then(|mut open| open.get("nobody.prox.local")).expect("a page");
+        assert_eq!(page.status, 404);
+    }
+    let now = status(&site);
+    assert_eq!(now["needs_restart"], json!([]));
+    assert_eq!((&now["services"]["dhcp"], &now["services"]["dns"]), (&json!(false), &json!(false)), "{now}");
+    site.api().call("POST", "/services/dns/start", None).expect(200);
+    let asked =
+        DnsProbe::open(&site.probe_machine("10.20.0.5/24"), GATEWAY).address("prox-appliance.prox.local");
+    assert_eq!(asked, Some(GATEWAY));
+
+    site.write_config("[appliance]\nrun_dir = \"/run/elsewhere\"\n");
+    let output = site.cli(&["upgrade", "--socket", "/run/proximity/admin.sock"]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(connects(8080).is_err(), "nobody listens there any more");
+    connects(80).expect("somebody does");
+    assert!(!site.appliance.admin_socket().exists(), "a socket that nobody serves is gone");
+    let output = site.cli(&["status", "--json"]);
+    assert!(output.status.success(), "{output:?}");
 }
