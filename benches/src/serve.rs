@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use proximity_dns::{DnsServer, DnsSettings, DnsStats, Forwarder};
-use proximity_proxy::{AccessLog, DataPlane, Shared, Snapshot};
+use proximity_proxy::{AccessLog, Course, DataPlane, Shared, Snapshot};
 use proximity_table::{Change, Facts, Generation, ProxySettings, Touched, World};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
@@ -33,8 +33,8 @@ pub fn proxy(backend: SocketAddrV4, vhosts: usize, log_dir: &Path) -> Result<(),
     // The first probes of thousands of vhosts are no part of what is measured; the later ones are.
     all_proven.recv().map_err(std::io::Error::other)?;
     println!("{}", listener.local_addr()?);
-    let (_go_on, stop) = watch::channel(false);
-    Ok(plane.run(vec![listener], stop)?)
+    let (_go_on, course) = watch::channel(Course::Serve);
+    Ok(plane.run(vec![listener], course)?)
 }
 
 /// Serves DNS until killed.

@@ -12,5 +12,7 @@ mod reservations;
 mod seed;
 mod services;
 mod startup;
+mod supervisor;
+mod upgrade;
 mod vhosts;
 mod wire_order;

@@ -11,6 +11,7 @@ pub mod appliance_binary;
 pub mod dhcp_probe;
 pub mod dns_probe;
 pub mod http_exchange;
+pub mod open_connection;
 pub mod polling;
 pub mod site;
 pub mod test_backend;

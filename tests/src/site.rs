@@ -150,7 +150,10 @@ impl Site {
     }
 
     /// The path of the binary inside the container.
-    fn binary_inside(&self) -> String {
+    ///
+    /// # Panics
+    /// When the path is not UTF-8.
+    pub fn binary_inside(&self) -> String {
         // The lab copies binaries from directories that a container hides.
         let copy = "/run/lab-appliance";
         if self.lab.appliance().path(copy).exists() {

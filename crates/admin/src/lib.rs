@@ -20,18 +20,19 @@ mod view;
 mod vhost_tests;
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use proximity_table::{Change, Facts, Generation, World};
 
 pub use auth::Token;
-pub use objects::{ForwardInput, RecordInput, ReservationInput};
+pub use objects::{ForwardInput, RecordInput, ReservationInput, UpgradeInput};
 pub use problem::Problem;
 pub use serve::{Listener, serve};
 pub use vhost_view::{CheckView, HealthView, PathView, VhostView};
 pub use view::{
     AppView, ForwardView, LeaseView, Page, RecordView, Reloaded, ReservationView, ServiceView, Status,
-    rfc3339,
+    Upgraded, rfc3339,
 };
 
 /// Root of the API.
@@ -64,6 +65,8 @@ pub trait Appliance: Send + Sync + 'static {
     fn set_service(&self, name: &str, verb: ServiceVerb) -> Result<(), Problem>;
     /// Makes a change; returns when it is durable, published and in the kernel.
     fn edit(&self, edit: Edit) -> impl Future<Output = Result<Generation, Problem>> + Send;
+    /// Hands everything over to a new process of `binary`, the file at the running one's path when left out.
+    fn upgrade(&self, binary: Option<PathBuf>) -> impl Future<Output = Result<Upgraded, Problem>> + Send;
     /// Reads the configuration file again.
     fn reload(&self) -> impl Future<Output = Result<Reloaded, Problem>> + Send;
 }

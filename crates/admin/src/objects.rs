@@ -1,12 +1,21 @@
 //! Objects as clients of the API write them.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use proximity_config::forward_target;
 use proximity_table::{Forward, Intent, Mac, Name, Protocol, Record, RecordData, Reservation};
 use serde::{Deserialize, Serialize};
 
 use crate::Problem;
+
+/// What an upgrade is to run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct UpgradeInput {
+    pub binary: Option<PathBuf>,
+}
 
 /// A record to add.
 #[derive(Clone, Debug, Serialize, Deserialize)]

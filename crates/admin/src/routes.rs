@@ -1,6 +1,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::Json;
 use axum::Router;
 use axum::body::Bytes;
@@ -13,8 +14,8 @@ use proximity_table::{Facts, Protocol};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::objects::{ForwardInput, RecordInput, ReservationInput};
-use crate::view::{AppView, ForwardView, LeaseView, Page, RecordView, ReservationView};
+use crate::objects::{ForwardInput, RecordInput, ReservationInput, UpgradeInput};
+use crate::view::{AppView, ForwardView, LeaseView, Page, RecordView, ReservationView, Upgraded};
 use crate::{Appliance, BASE, Change, Problem, ServiceVerb, Token, VhostView, auth, edit, vhost_input};
 
 /// Most octets of a request's body.
@@ -45,6 +46,7 @@ pub fn router<A: Appliance>(appliance: Arc<A>, trust: Trust) -> Router {
         .route("/status", get(async |State(a): State<Arc<A>>| Json(a.status())))
         .route("/services", get(async |State(a): State<Arc<A>>| page(a.services())))
         .route("/services/{name}/{verb}", post(set_service::<A>))
+        .route("/upgrade", post(upgrade::<A>))
         .route("/reload", post(async |State(a): State<Arc<A>>| a.reload().await.map(Json)))
         .route(
             "/vhosts",
@@ -75,6 +77,7 @@ pub fn router<A: Appliance>(appliance: Arc<A>, trust: Trust) -> Router {
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MOST_BODY))
+        .layer(Extension(trust.clone()))
         .layer(middleware::from_fn_with_state((appliance.clone(), trust.clone()), authorize::<A>));
     Router::new()
         .nest(BASE, api)
@@ -139,6 +142,20 @@ async fn set_service<A: Appliance>(
     appliance.set_service(&name, verb)?;
     let service = appliance.services().into_iter().find(|service| service.name == name);
     Ok(Json(service).into_response())
+}
+
+/// Runs a program of the asker's choice with our privileges: not for whoever has a token.
+async fn upgrade<A: Appliance>(
+    State(appliance): State<Arc<A>>,
+    trust: Extension<Trust>,
+    body: Bytes,
+) -> Answer<Upgraded> {
+    if !matches!(*trust, Trust::Everybody) {
+        let detail = "a binary is replaced over the unix socket only";
+        return Err(Problem::new(StatusCode::FORBIDDEN, detail, "use `proximity upgrade` on the appliance"));
+    }
+    let input = if body.is_empty() { UpgradeInput::default() } else { read(&body)? };
+    appliance.upgrade(input.binary).await.map(Json)
 }
 
 async fn create_vhost<A: Appliance>(

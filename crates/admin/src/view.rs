@@ -126,6 +126,21 @@ pub struct Status {
     pub config_file: String,
     /// What is written in the file and waits for a restart.
     pub needs_restart: Vec<String>,
+    /// Processes that were replaced by an upgrade and still carry connections.
+    #[serde(default)]
+    pub draining_processes: Vec<u32>,
+}
+
+/// What an upgrade did.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Upgraded {
+    pub binary: String,
+    pub old_version: String,
+    pub new_version: String,
+    /// The process that ends when its last connection does.
+    pub old_pid: u32,
+    pub pid: u32,
 }
 
 /// What a reload did.

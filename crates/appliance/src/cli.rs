@@ -4,7 +4,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::clock::Uptime;
-use crate::{commands, daemon, vhost_command};
+use crate::daemon::{self, Origin};
+use crate::{commands, supervisor, vhost_command};
 
 /// The whole network of a Proxmox host's apps: DHCP, DNS, reverse proxy, NAT and firewall from one table.
 #[derive(Debug, Parser)]
@@ -32,8 +33,8 @@ pub struct Place {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the appliance
-    Run,
+    /// Run the appliance; as the first process of a container it starts itself below a supervisor
+    Run(RunArgs),
     /// Check a configuration file and tell every problem
     Validate {
         /// The file; the one of --config when left out
@@ -41,6 +42,11 @@ enum Command {
     },
     /// Have the running appliance read its configuration again
     Reload,
+    /// Put another binary in the running one's place, without losing a request
+    Upgrade {
+        /// The binary; the one at the path that the running one was started from when left out
+        binary: Option<PathBuf>,
+    },
     /// Show how the appliance is
     Status,
     /// Apps: each with address, name, URL and health
@@ -60,6 +66,22 @@ enum Command {
     Forward(ForwardCommand),
     /// Show the version
     Version,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Stay as a small process that outlives upgrades and restarts the appliance after a crash
+    #[arg(long)]
+    supervise: bool,
+    /// The process that a supervisor goes on with, in a new binary
+    #[arg(long, hide = true, value_name = "PID")]
+    supervising: Option<i32>,
+    /// Started by a supervisor, which is on standard input
+    #[arg(long, hide = true)]
+    supervised: bool,
+    /// Started by the process to be replaced, which is on standard input
+    #[arg(long, hide = true, conflicts_with_all = ["supervise", "supervised"])]
+    takeover: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -231,15 +253,35 @@ pub enum ForwardCommand {
     },
 }
 
+impl RunArgs {
+    /// How this process came to be; `None` when it is to be the supervisor.
+    fn origin(&self) -> Option<Origin> {
+        match self {
+            RunArgs { takeover: true, .. } => Some(Origin::Takeover),
+            RunArgs { supervised: true, .. } => Some(Origin::Supervised),
+            // The first process of a container may not end: it cannot be the one that is replaced.
+            RunArgs { supervise: true, .. } => None,
+            _ if std::process::id() == 1 => None,
+            _ => Some(Origin::Alone),
+        }
+    }
+}
+
 /// Runs the command line: 0 done, 1 refused or failed, 2 usage.
 pub fn run(uptime: Uptime) -> ExitCode {
     let cli = Cli::parse();
     let asked = commands::Asked { place: cli.place, json: cli.json };
     let result = match cli.command {
-        Command::Run => daemon::run(&asked.place.config, uptime).map_err(|error| error.to_string()),
+        Command::Run(args) => match args.origin() {
+            Some(origin) => {
+                daemon::run(&asked.place.config, uptime, origin).map_err(|error| error.to_string())
+            }
+            None => return supervisor::run(&asked.place.config, args.supervising),
+        },
         Command::Validate { file } => commands::validate(&asked, file),
         Command::Version => commands::version(&asked),
         Command::Reload => commands::reload(&asked),
+        Command::Upgrade { binary } => commands::upgrade(&asked, binary),
         Command::Status => commands::status(&asked),
         Command::App(command) => commands::app(&asked, command),
         Command::Lease(command) => commands::lease(&asked, command),

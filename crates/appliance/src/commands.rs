@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use hyper::Method;
 use proximity_admin::{
     AppView, ForwardInput, ForwardView, LeaseView, Page, RecordInput, RecordView, Reloaded, ReservationInput,
-    Status,
+    Status, Upgraded,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -77,6 +77,24 @@ pub fn reload(asked: &Asked) -> Done {
     })
 }
 
+pub fn upgrade(asked: &Asked, binary: Option<PathBuf>) -> Done {
+    let path = |binary: PathBuf| {
+        let shown = binary.display().to_string();
+        std::path::absolute(binary).map_err(|error| format!("{shown}: {error}: name the path of a binary"))
+    };
+    let binary = binary.map(path).transpose()?;
+    let answer = asked.call(Method::POST, "/upgrade", Some(&json!({"binary": binary})))?;
+    asked.show(answer, |done: Upgraded| {
+        say!(
+            "version {} (process {}) has taken over from {} (process {}), which ends with its last connection",
+            done.new_version,
+            done.pid,
+            done.old_version,
+            done.old_pid
+        );
+    })
+}
+
 pub fn status(asked: &Asked) -> Done {
     let answer = asked.call(Method::GET, "/status", None)?;
     asked.show(answer, |status: Status| {
@@ -95,6 +113,10 @@ pub fn status(asked: &Asked) -> Done {
         );
         let wan = status.wan_ip.map_or_else(|| "no address yet".to_owned(), |ip| ip.to_string());
         say!("WAN {} {wan}, apps {} {}", status.wan_interface, status.lan_interface, status.lan_ip);
+        if !status.draining_processes.is_empty() {
+            let pids: Vec<String> = status.draining_processes.iter().map(u32::to_string).collect();
+            say!("processes of before the last upgrades that carry connections: {}", pids.join(", "));
+        }
         status.problems.iter().for_each(|problem| say!("! {problem}"));
         say!("");
         let services = status.services.iter().map(|(name, healthy)| {

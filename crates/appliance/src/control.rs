@@ -7,17 +7,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use hyper::StatusCode;
-use proximity_admin::{Appliance, Edit, Problem, Reloaded, ServiceVerb, ServiceView, Status};
+use proximity_admin::{Appliance, Edit, Problem, Reloaded, ServiceVerb, ServiceView, Status, Upgraded};
 use proximity_config::Config;
 use proximity_dhcp::Stats;
 use proximity_dns::{DnsSettings, Forwarder, Upstream};
 use proximity_proxy::Reason;
 use proximity_table::{AppState, Generation, HealthState, Route, Verdict, World};
+use tokio::sync::mpsc;
 
 use crate::clock::Uptime;
 use crate::data_plane::DataThreads;
 use crate::kernel::Kernel;
 use crate::registrar::Registrar;
+use crate::upgrade::followers::Followers;
+use crate::upgrade::handover::Request;
 use crate::{daemon, log};
 
 /// Everything that is asked about or changed from outside.
@@ -38,6 +41,10 @@ pub struct Control {
     pub data: Arc<DataThreads>,
     /// Whether DHCP messages are answered.
     pub dhcp_serving: Arc<AtomicBool>,
+    /// Asks for another binary to take over.
+    pub upgrades: mpsc::Sender<Request>,
+    /// Processes that were replaced by this one or before it.
+    pub followers: Followers,
     /// Since the start of the process.
     pub uptime: Uptime,
     /// Milliseconds from the start of the process to serving.
@@ -77,6 +84,12 @@ impl Control {
             problems.push(format!("a restart is needed for {}", running.needs_restart.join(", ")));
         }
         problems
+    }
+
+    /// Services that the configuration wants and somebody has stopped.
+    pub fn stopped(&self) -> Vec<String> {
+        let stopped = self.services().into_iter().filter(|service| service.status == "stopped");
+        stopped.map(|service| service.name).collect()
     }
 
     /// Held for a moment only: the control thread serves everybody else too.
@@ -183,6 +196,7 @@ impl Appliance for Control {
             problems,
             config_file: self.config_path.display().to_string(),
             needs_restart: needs_restart.iter().map(|what| (*what).to_owned()).collect(),
+            draining_processes: self.followers.pids(),
         }
     }
 
@@ -257,6 +271,15 @@ impl Appliance for Control {
         };
         log!(Info, "appliance", "service switched", service = name, running = start);
         started.map_err(Problem::explained)
+    }
+
+    async fn upgrade(&self, binary: Option<PathBuf>) -> Result<Upgraded, Problem> {
+        let (request, answer) = Request::new(binary);
+        let hint = "wait for it; `proximity status` shows the version that runs";
+        self.upgrades
+            .try_send(request)
+            .map_err(|_| Problem::conflict("an upgrade is under way already", hint))?;
+        answer.await.unwrap_or_else(|_| Err(Problem::conflict("another upgrade came first", hint)))
     }
 
     async fn reload(&self) -> Result<Reloaded, Problem> {

@@ -1,30 +1,36 @@
 //! `proximity run`: everything is made in order, and undone in the opposite one.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use proximity_admin::{Appliance, Listener};
+use proximity_admin::Appliance;
 use proximity_config::Config;
 use proximity_dhcp::Stats;
 use proximity_dns::Forwarder;
-use proximity_net::{LinkError, Links, NftError, Watch};
+use proximity_net::{LinkError, Links, Setting, sysctl};
 use proximity_store::{Store, StoreError};
-use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::AbortHandle;
+use tokio::sync::mpsc;
 
-use crate::clock::{self, Uptime};
+use crate::clock::Uptime;
 use crate::control::{Control, Running, dns_settings};
 use crate::data_plane::{DataThreads, ListenError};
-use crate::kernel::{Kernel, TABLE};
-use crate::lan::{self, Wire, WireError};
-use crate::log;
-use crate::registrar::{Command, Registrar};
+use crate::kernel::Kernel;
+use crate::lan::{self, Slot, Wire, WireError};
+use crate::registrar::{Beginning, Registrar};
+use crate::tasks::{AdminSockets, Tasks, Work};
+use crate::upgrade::followers::Followers;
+use crate::upgrade::handover::{self, Request, Requests};
+use crate::upgrade::messages::TalkError;
+use crate::upgrade::predecessor;
+use crate::upgrade::sockets::Label;
+use crate::upgrade::successor::{self, HandedOver, Takeover};
 use crate::uplink::{self, Uplink};
-use crate::{export, token};
+use crate::{log, supervisor};
 
 /// Why the appliance does not run.
 #[derive(Debug, thiserror::Error)]
@@ -44,86 +50,159 @@ pub enum RunError {
     Upstream(#[from] proximity_dns::ForwardError),
     #[error("cannot serve the admin API on {place}: {source}: {hint}")]
     Admin { place: String, source: std::io::Error, hint: &'static str },
+    #[error("nothing was handed over: {0}: ask the running appliance by `proximity upgrade`")]
+    Takeover(#[from] TalkError),
     #[error("the process cannot be set up: {0}")]
     Process(#[from] std::io::Error),
 }
 
-/// Runs the appliance until it is told to stop.
-pub fn run(config_path: &Path, uptime: Uptime) -> Result<(), RunError> {
-    let config = read_config(config_path)?;
-    log::set_level(config.appliance.log_level);
-    raise_descriptor_limit();
-    // Pages of 2 MiB for a heap of a few: memory for nothing.
-    if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
-        log!(Debug, "appliance", "huge pages stay on", error = error);
-    }
-    // One thread for everything that is not a hot path.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(config_path, config, uptime))
+/// How a process came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Somebody started it.
+    Alone,
+    /// A supervisor did, and listens on standard input.
+    Supervised,
+    /// The process that it replaces did, and waits on standard input.
+    Takeover,
 }
 
-async fn serve(config_path: &Path, config: Config, uptime: Uptime) -> Result<(), RunError> {
-    let admin_ports =
-        config.admin.listen.iter().map(|addr| addr.port()).filter(|_| config.admin.enabled).collect();
-    let kernel = Kernel::start(admin_ports);
-    let result = serve_with(config_path, config, uptime, &kernel).await;
-    // Last, and also when the start failed half way: forwarding ends, then the firewall goes.
-    kernel.remove();
-    if result.is_ok() {
-        log!(Info, "appliance", "stopped");
+/// Runs the appliance until it is told to stop, or another process has replaced it.
+pub fn run(config_path: &Path, uptime: Uptime, origin: Origin) -> Result<(), RunError> {
+    // A supervisor hears signals in its own way, which children inherit.
+    nix::sys::signal::SigSet::empty().thread_set_mask().map_err(std::io::Error::from)?;
+    predecessor::own_binary();
+    let mut takeover = (origin == Origin::Takeover).then(Takeover::from_stdin).transpose()?;
+    let mut supervisor = None;
+    if origin == Origin::Supervised {
+        supervisor = Some(successor::connection_on_stdin()?.into());
+    }
+    let result = read_config(config_path).and_then(|config| {
+        log::set_level(config.appliance.log_level);
+        raise_descriptor_limit();
+        // Pages of 2 MiB for a heap of a few: memory for nothing.
+        if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
+            log!(Debug, "appliance", "huge pages stay on", error = error);
+        }
+        // One thread for everything that is not a hot path.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(serve(config_path, config, uptime, supervisor, &mut takeover))
+    });
+    if let (Err(error), Some(takeover)) = (&result, takeover) {
+        takeover.refuse(error.to_string());
     }
     log::flush();
     result
 }
 
-async fn serve_with(
+async fn serve(
+    config_path: &Path,
+    config: Config,
+    uptime: Uptime,
+    supervisor: Option<OwnedFd>,
+    takeover: &mut Option<Takeover>,
+) -> Result<(), RunError> {
+    let mut signals = Signals::new()?;
+    let mut handed = match takeover {
+        Some(takeover) => takeover.begin()?,
+        None => HandedOver::default(),
+    };
+    let supervisor = handed.sockets.take_one(&Label::Supervisor).or(supervisor);
+    let admin_ports =
+        config.admin.listen.iter().map(|addr| addr.port()).filter(|_| config.admin.enabled).collect();
+    let forwarding = handed.state.forwarding_before.take();
+    let forwarding = forwarding.map(|before| Setting::made_before(sysctl::IP_FORWARD, before));
+    let kernel = Kernel::start(admin_ports, forwarding);
+    let result = match begin(config_path, config, uptime, &kernel, handed, takeover).await {
+        Ok((work, requests)) => live(work, requests, &mut signals, supervisor).await,
+        Err(error) => Err(error),
+    };
+    match &result {
+        Ok(End::Replaced) => log!(Info, "appliance", "ended, another process serves"),
+        // The process that we were to replace goes on.
+        Err(_) if takeover.is_some() => kernel.leave(),
+        // Last, and also when the start failed half way: forwarding ends, then the firewall goes.
+        _ => kernel.remove(),
+    }
+    if matches!(result, Ok(End::Stopped)) {
+        log!(Info, "appliance", "stopped");
+    }
+    result.map(drop)
+}
+
+/// Why a process ends.
+enum End {
+    Stopped,
+    Replaced,
+}
+
+/// Makes everything, in order. What may fail does so before anything is taken from the process before us.
+async fn begin(
     config_path: &Path,
     config: Config,
     uptime: Uptime,
     kernel: &Kernel,
-) -> Result<(), RunError> {
-    let mut signals = Signals::new()?;
+    handed: HandedOver,
+    takeover: &mut Option<Takeover>,
+) -> Result<((Work, Tasks), Requests), RunError> {
+    let HandedOver { state: before, mut sockets } = handed;
     let store = Store::open(&config.appliance.state_dir)?;
     let state = store.load()?;
     log!(Info, "store", "state read", leases = state.leases.len(), objects = state.objects.len());
+    let followers = Followers::default();
+    let retired = sockets.take_retired();
+    retired.iter().for_each(|(pid, _)| followers.expect(*pid));
+    if takeover.is_some() {
+        followers.expect(before.pid);
+    }
 
     let links = Links::new()?;
-    let wan = uplink::present(&links, &config.intent.wan_interface, config.wan).await;
+    let mut wan = uplink::present(&links, &config.intent.wan_interface, config.wan).await;
+    wan.gateway = wan.gateway.or(before.gateway);
     let dhcp = Arc::new(Stats::default());
     // The firewall stands before the links carry anything; packets are forwarded only while it does.
-    let registrar = Registrar::start(store, state, &config.intent, wan, kernel.clone(), dhcp.clone())?;
+    let registrar = Registrar::start(Beginning {
+        store,
+        state,
+        intent: &config.intent,
+        wan,
+        verdicts: before.verdicts,
+        kernel: kernel.clone(),
+        stats: dhcp.clone(),
+        followers: followers.clone(),
+    })?;
     lan::bring_up(&links, &config.intent.networks).await?;
-
-    let forwarder = Arc::new(ArcSwap::from_pointee(Forwarder::new(&dns_settings(&config))?));
-    let data = Arc::new(DataThreads::start(&config, registrar.world(), &forwarder)?);
-    let dhcp_serving = Arc::new(AtomicBool::new(true));
-    let mut lans = Vec::new();
+    let mut networks = Vec::new();
     for network in &config.intent.networks {
-        let wire = match network.dhcp_enabled {
-            true => Some(Arc::new(Wire::open(network, &links).await?)),
-            false => None,
-        };
-        let kept = lan::keep(wire, network.clone(), registrar.clone(), dhcp.clone(), dhcp_serving.clone());
-        lans.push(tokio::spawn(kept).abort_handle());
+        let slot = Slot::default();
+        if network.dhcp_enabled {
+            slot.store(Some(Arc::new(Wire::open(network, &links, &mut sockets).await?)));
+        }
+        networks.push((network.clone(), slot));
     }
-    let admin = open_admin(&config).await?;
+    let admin = AdminSockets::open(&config, &mut sockets)?;
+    let forwarder = Arc::new(ArcSwap::from_pointee(Forwarder::new(&dns_settings(&config))?));
+    let data = DataThreads::start(&config, registrar.world(), &forwarder, &mut sockets, &before.stopped)?;
+    let ready_after = uptime.milliseconds();
 
+    if let Some(takeover) = takeover.take() {
+        takeover.complete(before.pid, &followers);
+    }
+    retired.into_iter().for_each(|(pid, stream)| followers.attach(pid, stream.into()));
+    for path in sockets.left_paths() {
+        let _ = std::fs::remove_file(path);
+    }
+    // Closes what is not wanted any more.
+    drop(sockets);
     let uplink = Uplink {
         interface: config.intent.wan_interface.clone(),
         hostname: config.intent.hostname.clone(),
         address: config.wan,
         registrar: registrar.clone(),
     };
-    tokio::spawn(uplink.run());
-    tokio::spawn(export::run(
-        config.appliance.state_dir.clone(),
-        registrar.world().clone(),
-        registrar.published(),
-    ));
-    tokio::spawn(watch_firewall(kernel.clone()));
-    spawn_prober(&registrar);
-
-    let ready_after = uptime.milliseconds();
+    let state_dir = config.appliance.state_dir.clone();
+    let (upgrades, requests) = mpsc::channel(1);
+    let serves_dhcp = !before.stopped.iter().any(|service| service == "dhcp");
     let control = Arc::new(Control {
         registrar,
         kernel: kernel.clone(),
@@ -131,54 +210,111 @@ async fn serve_with(
         running: Mutex::new(Running { started: config, needs_restart: Vec::new(), refused: None }),
         forwarder,
         dhcp,
-        data: data.clone(),
-        dhcp_serving,
+        data: Arc::new(data),
+        dhcp_serving: Arc::new(AtomicBool::new(serves_dhcp)),
+        upgrades,
+        followers,
         uptime,
         ready_after,
     });
-    for listener in admin {
-        tokio::spawn(proximity_admin::serve(control.clone(), listener));
-    }
+    let work = Work { control, networks, admin, uplink, state_dir };
+    let tasks = Tasks::start(&work, before.wan_lease);
     log!(Info, "appliance", "ready", version = env!("CARGO_PKG_VERSION"), milliseconds = ready_after);
-    signals.wait_for_stop(&control).await;
+    Ok(((work, tasks), requests))
+}
 
+/// Lives until the appliance is stopped, or replaced and nothing of it is left.
+async fn live(
+    (work, mut tasks): (Work, Tasks),
+    mut requests: Requests,
+    signals: &mut Signals,
+    supervisor: Option<OwnedFd>,
+) -> Result<End, RunError> {
+    supervisor.iter().for_each(supervisor::tell_serving);
+    loop {
+        let request = tokio::select! {
+            told = signals.next() => match told {
+                Told::Stop => break,
+                Told::Reload => {
+                    // The outcome is logged and shown in the status.
+                    drop(work.control.reload().await);
+                    continue;
+                }
+                Told::Upgrade => Request::default(),
+            },
+            Some(request) = requests.recv() => request,
+        };
+        let (binary, reply) = request.take();
+        tasks = match handover::hand_over(&work, tasks, binary, supervisor.as_ref()).await {
+            Ok(retired) => {
+                log!(Info, "upgrade", "replaced", pid = retired.upgraded().pid);
+                reply.answer(Ok(retired.upgraded().clone()));
+                retired.live(work, signals).await;
+                return Ok(End::Replaced);
+            }
+            Err((refusal, tasks)) => {
+                log!(Error, "upgrade", "this version serves on", reason = refusal);
+                reply.answer(Err(refusal));
+                tasks
+            }
+        };
+    }
     log!(Info, "appliance", "stopping");
     // No lease is promised any more while requests that are under way end.
-    lans.iter().for_each(AbortHandle::abort);
-    tokio::task::spawn_blocking(move || data.stop()).await.map_err(std::io::Error::other)?;
-    Ok(())
+    tasks.stop_dhcp();
+    let Control { data, followers, .. } = &*work.control;
+    followers.stop();
+    let stopping = data.clone();
+    tokio::task::spawn_blocking(move || stopping.stop()).await.map_err(std::io::Error::other)?;
+    // Those who were replaced have read it by now.
+    followers.release().await;
+    Ok(End::Stopped)
 }
 
 /// The signals that the appliance listens to.
-struct Signals {
-    stop: Signal,
+pub struct Signals {
+    terminate: Signal,
     interrupt: Signal,
     power: Signal,
     hangup: Signal,
+    upgrade: Signal,
+}
+
+/// What a signal says.
+enum Told {
+    Stop,
+    Reload,
+    Upgrade,
 }
 
 impl Signals {
     fn new() -> std::io::Result<Signals> {
         Ok(Signals {
-            stop: signal(SignalKind::terminate())?,
+            terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             // How a container is told to halt.
             power: signal(SignalKind::from_raw(nix::sys::signal::Signal::SIGPWR as i32))?,
+            // Read the configuration again.
             hangup: signal(SignalKind::hangup())?,
+            // Have the binary at our own path take over.
+            upgrade: signal(SignalKind::user_defined2())?,
         })
     }
 
-    /// Waits until the appliance shall stop; reads the configuration again whenever it is told to.
-    async fn wait_for_stop(&mut self, control: &Control) {
-        loop {
-            tokio::select! {
-                _ = self.stop.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = self.power.recv() => return,
-                // The outcome is logged and shown in the status.
-                _ = self.hangup.recv() => drop(control.reload().await),
-            }
+    /// The next signal.
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.terminate.recv() => Told::Stop,
+            _ = self.interrupt.recv() => Told::Stop,
+            _ = self.power.recv() => Told::Stop,
+            _ = self.hangup.recv() => Told::Reload,
+            _ = self.upgrade.recv() => Told::Upgrade,
         }
+    }
+
+    /// Waits until the process shall stop; what else it is told is not its business any more.
+    pub async fn stop(&mut self) {
+        while !matches!(self.next().await, Told::Stop) {}
     }
 }
 
@@ -212,72 +348,4 @@ fn raise_descriptor_limit() {
     if let Err(error) = raised {
         log!(Warn, "appliance", "the limit of open files stays as it is", error = error);
     }
-}
-
-async fn open_admin(config: &Config) -> Result<Vec<Listener>, RunError> {
-    let failed = |place: String, hint| move |source| RunError::Admin { place, source, hint };
-    let socket = config.appliance.run_dir.join("admin.sock");
-    let place = socket.display().to_string();
-    let unix = open_socket(&socket).map_err(failed(place, "check appliance.run_dir"))?;
-    let mut listeners = vec![Listener::Unix(unix)];
-    let directory = &config.appliance.state_dir;
-    let hint = "check appliance.state_dir";
-    let token = token::load_or_make(directory).map_err(failed(directory.display().to_string(), hint))?;
-    for address in config.admin.listen.iter().filter(|_| config.admin.enabled) {
-        let hint = "stop what listens there, or change admin.listen";
-        let listener = TcpListener::bind(address).await.map_err(failed(address.to_string(), hint))?;
-        listeners.push(Listener::Tcp(listener, token.clone()));
-    }
-    Ok(listeners)
-}
-
-/// The admin socket, for its owner alone. The state file's lock has shown that no other appliance uses it.
-fn open_socket(path: &Path) -> std::io::Result<UnixListener> {
-    use std::os::unix::fs::PermissionsExt;
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
-}
-
-/// Has the firewall compared whenever somebody else changes it.
-async fn watch_firewall(kernel: Kernel) {
-    let Some(port) = kernel.port() else { return };
-    loop {
-        let watched: Result<(), NftError> = async {
-            let mut watch = Watch::open(TABLE, vec![port])?;
-            loop {
-                let changed = watch.changed().await?;
-                log!(Warn, "kernel", "the firewall was touched", by = changed.by.unwrap_or_default());
-                kernel.check();
-            }
-        }
-        .await;
-        if let Err(error) = watched {
-            log!(Warn, "kernel", "changes of the firewall are not heard", error = error);
-        }
-        tokio::time::sleep(std::time::Duration::from_secs(60)).await;
-    }
-}
-
-fn spawn_prober(registrar: &Registrar) {
-    let (reports, mut verdicts) = tokio::sync::mpsc::channel(1024);
-    let registrar = registrar.clone();
-    tokio::spawn(proximity_proxy::probe(
-        registrar.world().clone(),
-        registrar.published(),
-        reports,
-        clock::entropy(),
-    ));
-    tokio::spawn(async move {
-        while let Some((app, key, health)) = verdicts.recv().await {
-            registrar.order(Command::Health(app, key, health)).await;
-        }
-    });
 }

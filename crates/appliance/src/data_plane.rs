@@ -3,28 +3,37 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use proximity_config::Config;
 use proximity_dns::{DnsServer, DnsSnapshot, DnsStats, Forwarder};
-use proximity_proxy::{AccessLog, Counters, DataPlane, Shared, Totals};
+use proximity_proxy::{AccessLog, Counters, Course, DataPlane, Shared, Totals};
 use proximity_table::{ProxySettings, World};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
+use crate::upgrade::sockets::{Inherited, Kept, Label, deal};
 use crate::{clock, log, salt};
 
 /// Most data threads: a small network's traffic does not fill more.
 const MOST_THREADS: usize = 4;
 
+/// How long the data threads may take to notice that they are replaced; they do at their next turn.
+const RETIREMENT: Duration = Duration::from_secs(1);
+/// How long DNS questions that were read may take to be answered by upstreams, when another process reads now.
+const LAST_ANSWERS: Duration = Duration::from_secs(10);
+
 /// The running data threads, and the services on them.
 pub struct DataThreads {
     threads: Mutex<Vec<JoinHandle<()>>>,
     inboxes: Mutex<Vec<mpsc::UnboundedSender<Work>>>,
-    /// Ends each running service; `None` while it is stopped.
-    dns_stop: Mutex<Option<watch::Sender<bool>>>,
-    proxy_stop: Mutex<Option<watch::Sender<bool>>>,
+    dns_running: Mutex<Option<Running<bool>>>,
+    proxy_running: Mutex<Option<Running<Course>>>,
     access_log: Mutex<Option<AccessLog>>,
     world: Arc<ArcSwap<World>>,
     forwarder: Arc<ArcSwap<Forwarder>>,
@@ -34,10 +43,19 @@ pub struct DataThreads {
     dns: Vec<Arc<DnsStats>>,
 }
 
+/// A service that is not stopped.
+struct Running<C> {
+    course: watch::Sender<C>,
+    /// The sockets of all threads, for another process.
+    kept: Kept,
+}
+
 /// A service on one of the threads.
 enum Work {
     Dns(Vec<UdpSocket>, Vec<TcpListener>, DnsServer, watch::Receiver<bool>),
-    Proxy(Vec<TcpListener>, Box<DataPlane>, watch::Receiver<bool>),
+    Proxy(Vec<TcpListener>, Box<DataPlane>, watch::Receiver<Course>),
+    /// The services have been told to retire; says when they have heard it.
+    Retire(SyncSender<()>),
 }
 
 /// A socket that cannot be had.
@@ -62,11 +80,14 @@ pub fn dns_addresses(config: &Config) -> Vec<SocketAddr> {
 }
 
 impl DataThreads {
-    /// Starts the threads and the services that the configuration wants.
+    /// Starts the threads and the services that the configuration wants and nobody has `stopped` by hand, on the
+    /// sockets of another process where it left any.
     pub fn start(
         config: &Config,
         world: &Arc<ArcSwap<World>>,
         forwarder: &Arc<ArcSwap<Forwarder>>,
+        inherited: &mut Inherited,
+        stopped: &[String],
     ) -> Result<DataThreads, ListenError> {
         let count = thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
         let mut threads = Vec::new();
@@ -86,8 +107,8 @@ impl DataThreads {
         let started = DataThreads {
             threads: Mutex::new(threads),
             inboxes: Mutex::new(inboxes),
-            dns_stop: Mutex::new(None),
-            proxy_stop: Mutex::new(None),
+            dns_running: Mutex::new(None),
+            proxy_running: Mutex::new(None),
             access_log: Mutex::new(config.proxy.enabled.then(|| start_access_log(config)).flatten()),
             world: world.clone(),
             forwarder: forwarder.clone(),
@@ -95,65 +116,29 @@ impl DataThreads {
             proxy: Mutex::default(),
             dns: (0..count).map(|_| Arc::default()).collect(),
         };
-        started.start_dns(config)?;
-        started.start_proxy(config)?;
+        let wanted = |service: &str| !stopped.iter().any(|stopped| stopped == service);
+        // All sockets before anything is served: what fails is to fail before.
+        let count = started.threads();
+        let dns = wanted("dns").then(|| dns_sockets(config, count, inherited)).transpose()?;
+        let proxy = wanted("proxy").then(|| proxy_sockets(config, count, inherited)).transpose()?;
+        dns.into_iter().for_each(|sockets| started.serve_dns(sockets));
+        proxy.into_iter().for_each(|sockets| started.serve_proxy(sockets));
         Ok(started)
     }
 
     /// Serves DNS on every thread, unless it is served or not wanted.
     pub fn start_dns(&self, config: &Config) -> Result<(), ListenError> {
-        let addresses = dns_addresses(config);
-        let mut running = lock(&self.dns_stop);
-        if running.is_some() || addresses.is_empty() {
-            return Ok(());
+        if lock(&self.dns_running).is_none() {
+            self.serve_dns(dns_sockets(config, self.threads(), &mut Inherited::default())?);
         }
-        let (stop, stopped) = watch::channel(false);
-        let inboxes = lock(&self.inboxes);
-        let mut sockets = Vec::new();
-        for _ in inboxes.iter() {
-            // Opened here so that a taken port stops the start; each thread takes its own to its runtime.
-            let udp = addresses.iter().map(|&address| {
-                let socket = proximity_dns::listen_udp(address).and_then(tokio::net::UdpSocket::into_std);
-                socket.map_err(failed("UDP", address, "dns.listen"))
-            });
-            let tcp = addresses.iter().map(|&address| {
-                let socket = proximity_dns::listen_tcp(address).and_then(tokio::net::TcpListener::into_std);
-                socket.map_err(failed("TCP", address, "dns.listen"))
-            });
-            sockets.push((udp.collect::<Result<_, _>>()?, tcp.collect::<Result<_, _>>()?));
-        }
-        for ((inbox, stats), (udp, tcp)) in inboxes.iter().zip(&self.dns).zip(sockets) {
-            let server =
-                DnsServer::new(self.world.clone(), self.forwarder.clone(), stats.clone(), clock::now);
-            // A thread that ended has said so.
-            let _ = inbox.send(Work::Dns(udp, tcp, server, stopped.clone()));
-        }
-        *running = Some(stop);
         Ok(())
     }
 
     /// Serves HTTP on every thread, unless it is served or not wanted.
     pub fn start_proxy(&self, config: &Config) -> Result<(), ListenError> {
-        let mut running = lock(&self.proxy_stop);
-        if running.is_some() || !config.proxy.enabled {
-            return Ok(());
+        if lock(&self.proxy_running).is_none() {
+            self.serve_proxy(proxy_sockets(config, self.threads(), &mut Inherited::default())?);
         }
-        let (stop, stopped) = watch::channel(false);
-        let inboxes = lock(&self.inboxes);
-        let mut sockets = Vec::new();
-        for _ in inboxes.iter() {
-            let http = config.proxy.listen.iter().map(|&address| {
-                proximity_proxy::listen(address).map_err(failed("TCP", address, "proxy.listen"))
-            });
-            sockets.push(http.collect::<Result<_, _>>()?);
-        }
-        for (inbox, http) in inboxes.iter().zip(sockets) {
-            let sink = lock(&self.access_log).as_ref().map(AccessLog::sink);
-            let plane = DataPlane::new(self.world.clone(), self.shared.clone(), sink);
-            lock(&self.proxy).push(plane.counters());
-            let _ = inbox.send(Work::Proxy(http, Box::new(plane), stopped.clone()));
-        }
-        *running = Some(stop);
         Ok(())
     }
 
@@ -164,21 +149,77 @@ impl DataThreads {
 
     /// Stops answering DNS.
     pub fn stop_dns(&self) {
-        if let Some(stop) = lock(&self.dns_stop).take() {
-            stop.send_replace(true);
+        if let Some(running) = lock(&self.dns_running).take() {
+            running.course.send_replace(true);
         }
     }
 
     /// Stops taking HTTP connections; requests that are under way end.
     pub fn stop_proxy(&self) {
-        if let Some(stop) = lock(&self.proxy_stop).take() {
-            stop.send_replace(true);
+        if let Some(running) = lock(&self.proxy_running).take() {
+            running.course.send_replace(Course::Stop);
         }
     }
 
     /// Whether DNS and the proxy are served.
     pub fn serving(&self) -> (bool, bool) {
-        (lock(&self.dns_stop).is_some(), lock(&self.proxy_stop).is_some())
+        (lock(&self.dns_running).is_some(), lock(&self.proxy_running).is_some())
+    }
+
+    /// The sockets, for another process. They may be taken while they are served.
+    pub fn kept(&self) -> io::Result<Kept> {
+        let (dns, proxy) = (lock(&self.dns_running), lock(&self.proxy_running));
+        let dns = dns.iter().flat_map(|running| &running.kept);
+        let proxy = proxy.iter().flat_map(|running| &running.kept);
+        dns.chain(proxy).map(|(label, socket)| Ok((label.clone(), socket.try_clone()?))).collect()
+    }
+
+    /// Takes nothing any more, because another process has the sockets; what is open goes on. Blocks until the
+    /// threads have heard it.
+    pub fn retire(&self) {
+        if let Some(running) = lock(&self.dns_running).as_mut() {
+            running.course.send_replace(true);
+            running.kept.clear();
+        }
+        if let Some(running) = lock(&self.proxy_running).as_mut() {
+            running.course.send_replace(Course::Retire);
+            running.kept.clear();
+        }
+        let inboxes = lock(&self.inboxes);
+        let (heard, all) = sync_channel(inboxes.len());
+        // A thread that ended has said so.
+        inboxes.iter().for_each(|inbox| drop(inbox.send(Work::Retire(heard.clone()))));
+        drop(heard);
+        let deadline = Instant::now() + RETIREMENT;
+        while all.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok() {}
+    }
+
+    fn threads(&self) -> usize {
+        lock(&self.inboxes).len()
+    }
+
+    fn serve_dns(&self, sockets: Option<DnsSockets>) {
+        let Some(DnsSockets { hands, kept }) = sockets else { return };
+        let (course, stopped) = watch::channel(false);
+        for ((inbox, stats), (udp, tcp)) in lock(&self.inboxes).iter().zip(&self.dns).zip(hands) {
+            let server =
+                DnsServer::new(self.world.clone(), self.forwarder.clone(), stats.clone(), clock::now);
+            // A thread that ended has said so.
+            let _ = inbox.send(Work::Dns(udp, tcp, server, stopped.clone()));
+        }
+        *lock(&self.dns_running) = Some(Running { course, kept });
+    }
+
+    fn serve_proxy(&self, sockets: Option<ProxySockets>) {
+        let Some(ProxySockets { hands, kept }) = sockets else { return };
+        let (course, told) = watch::channel(Course::Serve);
+        for (inbox, http) in lock(&self.inboxes).iter().zip(hands) {
+            let sink = lock(&self.access_log).as_ref().map(AccessLog::sink);
+            let plane = DataPlane::new(self.world.clone(), self.shared.clone(), sink);
+            lock(&self.proxy).push(plane.counters());
+            let _ = inbox.send(Work::Proxy(http, Box::new(plane), told.clone()));
+        }
+        *lock(&self.proxy_running) = Some(Running { course, kept });
     }
 
     /// What the threads' DNS has counted.
@@ -197,6 +238,11 @@ impl DataThreads {
     pub fn stop(&self) {
         self.stop_dns();
         self.stop_proxy();
+        self.finish();
+    }
+
+    /// Waits until what is stopped or retired has ended, and writes the logs out. Blocks.
+    pub fn finish(&self) {
         lock(&self.inboxes).clear();
         for thread in std::mem::take(&mut *lock(&self.threads)) {
             let _ = thread.join();
@@ -205,6 +251,88 @@ impl DataThreads {
             log.finish();
         }
     }
+}
+
+/// The sockets of DNS: for each thread its own, and all of them for another process.
+struct DnsSockets {
+    hands: Vec<(Vec<UdpSocket>, Vec<TcpListener>)>,
+    kept: Kept,
+}
+
+/// The same of the proxy.
+struct ProxySockets {
+    hands: Vec<Vec<TcpListener>>,
+    kept: Kept,
+}
+
+/// Opened here so that a taken port stops the start; each thread takes its own to its runtime.
+fn dns_sockets(
+    config: &Config,
+    threads: usize,
+    inherited: &mut Inherited,
+) -> Result<Option<DnsSockets>, ListenError> {
+    let addresses = dns_addresses(config);
+    if addresses.is_empty() {
+        return Ok(None);
+    }
+    let mut sockets = DnsSockets { hands: Vec::new(), kept: Vec::new() };
+    sockets.hands.resize_with(threads, Default::default);
+    for address in addresses {
+        let udp = inherited.take(&Label::DnsUdp(address)).into_iter().map(UdpSocket::from).collect();
+        let open = || proximity_dns::listen_udp(address).and_then(tokio::net::UdpSocket::into_std);
+        let udp = deal(udp, threads, open).map_err(failed("UDP", address, "dns.listen"))?;
+        let tcp = inherited.take(&Label::DnsTcp(address)).into_iter().map(TcpListener::from).collect();
+        let open = || proximity_dns::listen_tcp(address).and_then(tokio::net::TcpListener::into_std);
+        let tcp = deal(tcp, threads, open).map_err(failed("TCP", address, "dns.listen"))?;
+        keep(&mut sockets.kept, &udp, &Label::DnsUdp(address)).map_err(failed(
+            "UDP",
+            address,
+            "dns.listen",
+        ))?;
+        keep(&mut sockets.kept, &tcp, &Label::DnsTcp(address)).map_err(failed(
+            "TCP",
+            address,
+            "dns.listen",
+        ))?;
+        for (hand, (udp, tcp)) in sockets.hands.iter_mut().zip(udp.into_iter().zip(tcp)) {
+            hand.0.extend(udp);
+            hand.1.extend(tcp);
+        }
+    }
+    Ok(Some(sockets))
+}
+
+fn proxy_sockets(
+    config: &Config,
+    threads: usize,
+    inherited: &mut Inherited,
+) -> Result<Option<ProxySockets>, ListenError> {
+    if !config.proxy.enabled {
+        return Ok(None);
+    }
+    let mut sockets = ProxySockets { hands: Vec::new(), kept: Vec::new() };
+    sockets.hands.resize_with(threads, Vec::new);
+    for &address in &config.proxy.listen {
+        let http = inherited.take(&Label::Proxy(address)).into_iter().map(TcpListener::from).collect();
+        let open = || proximity_proxy::listen(address);
+        let http = deal(http, threads, open).map_err(failed("TCP", address, "proxy.listen"))?;
+        keep(&mut sockets.kept, &http, &Label::Proxy(address)).map_err(failed(
+            "TCP",
+            address,
+            "proxy.listen",
+        ))?;
+        for (hand, http) in sockets.hands.iter_mut().zip(http) {
+            hand.extend(http);
+        }
+    }
+    Ok(Some(sockets))
+}
+
+fn keep(kept: &mut Kept, hands: &[Vec<impl AsFd>], label: &Label) -> io::Result<()> {
+    for socket in hands.iter().flatten() {
+        kept.push((label.clone(), socket.as_fd().try_clone_to_owned()?));
+    }
+    Ok(())
 }
 
 fn failed(
@@ -225,22 +353,33 @@ fn run(mut inbox: mpsc::UnboundedReceiver<Work>) -> io::Result<()> {
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
         let mut proxies = Vec::new();
+        let mut dns_tasks = JoinSet::new();
+        let mut retired = false;
         while let Some(work) = inbox.recv().await {
             match work {
                 Work::Dns(udp, tcp, dns, stop) => {
                     for socket in udp {
                         let (dns, stop) = (dns.clone(), stop.clone());
                         let socket = tokio::net::UdpSocket::from_std(socket)?;
-                        tokio::task::spawn_local(async move { dns.serve_udp(socket, stop).await });
+                        dns_tasks.spawn_local(async move { dns.serve_udp(socket, stop).await });
                     }
                     for listener in tcp {
                         let (dns, stop) = (dns.clone(), stop.clone());
                         let listener = tokio::net::TcpListener::from_std(listener)?;
-                        tokio::task::spawn_local(async move { dns.serve_tcp(listener, stop).await });
+                        dns_tasks.spawn_local(async move { dns.serve_tcp(listener, stop).await });
                     }
                 }
-                Work::Proxy(http, plane, stop) => {
-                    proxies.push(tokio::task::spawn_local(plane.serve(http, stop)))
+                Work::Proxy(http, plane, course) => {
+                    proxies.push(tokio::task::spawn_local(plane.serve(http, course)))
+                }
+                Work::Retire(heard) => {
+                    retired = true;
+                    // Whoever was woken before us has its turn before us: first the services, then their
+                    // listening tasks, which they end.
+                    for _ in 0..4 {
+                        tokio::task::yield_now().await;
+                    }
+                    let _ = heard.send(());
                 }
             }
         }
@@ -248,6 +387,10 @@ fn run(mut inbox: mpsc::UnboundedReceiver<Work>) -> io::Result<()> {
             if let Ok(Err(error)) = proxy.await {
                 log!(Error, "data", "the proxy ended", error = error);
             }
+        }
+        if retired {
+            let answered = async { while dns_tasks.join_next().await.is_some() {} };
+            let _ = tokio::time::timeout(LAST_ANSWERS, answered).await;
         }
         Ok(())
     })

@@ -16,8 +16,13 @@ pub const FILE_NAME: &str = "dnsmasq.leases";
 /// Least time between two writings: a burst of leases is one file.
 const REST: Duration = Duration::from_millis(500);
 
-/// Keeps the file equal to the ledger, for ever.
-pub async fn run(directory: PathBuf, world: Arc<ArcSwap<World>>, mut published: watch::Receiver<u64>) {
+/// Keeps the file equal to the ledger until `stop` says true; what is being written then is written out.
+pub async fn run(
+    directory: PathBuf,
+    world: Arc<ArcSwap<World>>,
+    mut published: watch::Receiver<u64>,
+    mut stop: watch::Receiver<bool>,
+) {
     let path = directory.join(FILE_NAME);
     let mut written = None;
     loop {
@@ -32,9 +37,13 @@ pub async fn run(directory: PathBuf, world: Arc<ArcSwap<World>>, mut published: 
                 Err(_) => return,
             }
         }
-        tokio::time::sleep(REST).await;
-        if published.changed().await.is_err() {
-            return;
+        let changed = async {
+            tokio::time::sleep(REST).await;
+            published.changed().await.is_ok()
+        };
+        tokio::select! {
+            changed = changed => if !changed { return },
+            _ = stop.wait_for(|stop| *stop) => return,
         }
     }
 }

@@ -20,6 +20,8 @@ pub const TABLE: &str = "proximity";
 /// How long the registrar waits for the kernel before it goes on with a divergence: an app without its
 /// element in a set is better off than one without an address.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// How long the thread may take for what it is waited for; longer, and it is stuck in the kernel.
+const STUCK: Duration = Duration::from_secs(5);
 /// How often everything is compared although nobody told of a change.
 const RESYNC: Duration = Duration::from_secs(300);
 /// How soon a failed attempt is made again.
@@ -48,13 +50,20 @@ enum Order {
     Match { world: Arc<World>, ruleset: bool, leased: LeasedChange, done: SyncSender<()> },
     /// Somebody else touched the table.
     Check,
+    /// Leave everything alone, and tell what forwarding was before it was switched on here.
+    Rest(SyncSender<Option<Setting>>),
+    /// Make up for what happened meanwhile.
+    GoOn,
     /// Take the table away.
     Remove(SyncSender<()>),
+    /// End, and leave the kernel as it is: it is another process's now.
+    Leave,
 }
 
 impl Kernel {
-    /// Starts the thread. Without nftables it runs on and reports a divergence.
-    pub fn start(admin_ports: Vec<u16>) -> Kernel {
+    /// Starts the thread. Without nftables it runs on and reports a divergence. `forwarding` is what another
+    /// process has set already.
+    pub fn start(admin_ports: Vec<u16>, forwarding: Option<Setting>) -> Kernel {
         let (orders, inbox) = sync_channel(64);
         let divergence = Arc::new(ArcSwap::from_pointee(Some("the firewall was not applied yet".to_owned())));
         let nft = Nft::open().map_err(|error| error.to_string());
@@ -67,7 +76,8 @@ impl Kernel {
             missed: missed.clone(),
             world: None,
             plan: None,
-            forwarding: None,
+            forwarding,
+            rests: false,
         };
         vital::spawn("kernel", move || state.run(&inbox));
         Kernel { orders, divergence, missed, port }
@@ -97,11 +107,29 @@ impl Kernel {
         let _ = self.orders.try_send(Order::Check);
     }
 
+    /// Leaves the kernel alone from now on, and says what forwarding was before, if it was switched on here.
+    /// Blocks; an error says that the thread is stuck.
+    pub fn rest(&self) -> Result<Option<Setting>, String> {
+        let (done, finished) = sync_channel(1);
+        let _ = self.orders.send(Order::Rest(done));
+        finished.recv_timeout(STUCK).map_err(|_| "the firewall's thread does not answer".to_owned())
+    }
+
+    /// Ends the rest, and makes the kernel match whatever was published meanwhile.
+    pub fn go_on(&self) {
+        let _ = self.orders.send(Order::GoOn);
+    }
+
+    /// Ends the thread without touching anything.
+    pub fn leave(&self) {
+        let _ = self.orders.send(Order::Leave);
+    }
+
     /// Ends forwarding, then removes the table, then the thread: nothing is applied any more.
     pub fn remove(&self) {
         let (done, finished) = sync_channel(1);
         if self.orders.send(Order::Remove(done)).is_ok() {
-            let _ = finished.recv_timeout(Duration::from_secs(5));
+            let _ = finished.recv_timeout(STUCK);
         }
     }
 
@@ -126,6 +154,8 @@ struct Thread {
     plan: Option<Ruleset>,
     /// Set when packets are forwarded: not before the firewall stands.
     forwarding: Option<Setting>,
+    /// Another process may be at it.
+    rests: bool,
 }
 
 impl Thread {
@@ -141,8 +171,17 @@ impl Thread {
                     }
                     let _ = done.send(());
                 }
-                Ok(Order::Check) => self.report(Thread::verify),
-                Err(RecvTimeoutError::Timeout) => self.report(Thread::verify),
+                Ok(Order::Check) | Err(RecvTimeoutError::Timeout) if self.rests => {}
+                Ok(Order::Check) | Err(RecvTimeoutError::Timeout) => self.report(Thread::verify),
+                Ok(Order::Rest(done)) => {
+                    self.rests = true;
+                    let _ = done.send(self.forwarding.clone());
+                }
+                Ok(Order::GoOn) => {
+                    self.rests = false;
+                    self.report(Thread::apply_everything);
+                }
+                Ok(Order::Leave) => return,
                 Ok(Order::Remove(done)) => {
                     self.remove();
                     let _ = done.send(());

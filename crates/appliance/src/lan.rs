@@ -1,20 +1,26 @@
 //! DHCP on the wire of an app network: frames in, replies out.
 
 use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::ArcSwapOption;
 use proximity_dhcp::{Datagram, Destination, Drop, Reply, Request, Stats, build, parse};
 use proximity_net::{LinkError, LinkWatch, Links, PacketError, PacketSocket};
 use proximity_table::{Mac, Network};
 
 use crate::log;
 use crate::registrar::{Inquiry, Registrar, ReplySender};
+use crate::upgrade::sockets::{Inherited, Label};
 
 /// Longest frame that is read; DHCP messages fit an Ethernet frame.
 const LONGEST_FRAME: usize = 2048;
 const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
+
+/// Where a network's present wire is; empty where no DHCP is served.
+pub type Slot = Arc<ArcSwapOption<Wire>>;
 
 /// One network's wire.
 pub struct Wire {
@@ -27,12 +33,27 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// Listens on a network's interface.
-    pub async fn open(network: &Network, links: &Links) -> Result<Wire, WireError> {
+    /// Listens on a network's interface, by the socket of another process where that is of the same link.
+    pub async fn open(
+        network: &Network,
+        links: &Links,
+        inherited: &mut Inherited,
+    ) -> Result<Wire, WireError> {
         let mac = Mac(links.mac(&network.interface).await?);
         let index = links.index(&network.interface).await?;
-        let socket = PacketSocket::bind(&network.interface, SERVER_PORT)?;
+        let label = Label::Wire(network.interface.to_string(), index);
+        let adopted = inherited.take_one(&label).and_then(|socket| PacketSocket::adopt(socket).ok());
+        let socket = match adopted {
+            Some(socket) => socket,
+            None => PacketSocket::bind(&network.interface, SERVER_PORT)?,
+        };
         Ok(Wire { socket, interface: network.interface.clone(), index, mac, gateway: network.address.addr })
+    }
+
+    /// Its socket, for another process.
+    pub fn kept(&self) -> std::io::Result<(Label, OwnedFd)> {
+        let label = Label::Wire(self.interface.to_string(), self.index);
+        Ok((label, self.socket.as_fd().try_clone_to_owned()?))
     }
 
     /// Hands what comes in to the registrar, for ever.
@@ -101,14 +122,14 @@ impl ReplySender for Wire {
 /// Keeps a network's link addressed and its wire served, for ever, also when the link goes and another of its
 /// name comes.
 pub async fn keep(
-    first: Option<Arc<Wire>>,
+    slot: Slot,
     network: Arc<Network>,
     registrar: Registrar,
     stats: Arc<Stats>,
     serving: Arc<AtomicBool>,
 ) {
-    let mut wire = first;
     loop {
+        let wire = slot.load_full();
         let served = async {
             match wire.clone() {
                 Some(wire) => {
@@ -128,9 +149,9 @@ pub async fn keep(
         }
         if let Ok(links) = Links::new()
             && network.dhcp_enabled
-            && let Ok(anew) = Wire::open(&network, &links).await
+            && let Ok(anew) = Wire::open(&network, &links, &mut Inherited::default()).await
         {
-            wire = Some(Arc::new(anew));
+            slot.store(Some(Arc::new(anew)));
         }
     }
 }

@@ -19,6 +19,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::kernel::{Kernel, LeasedChange};
 use crate::objects::ApiObjects;
+use crate::upgrade::followers::Followers;
 use crate::{clock, log, vital};
 
 /// Most commands that wait; DHCP clients beyond that try again by themselves.
@@ -70,26 +71,54 @@ pub enum Command {
     Wan(Wan, oneshot::Sender<()>),
     /// A configuration was read.
     Intent(Box<Intent>, oneshot::Sender<Generation>),
+    /// Another process is to take over: close the store, say so, and wait for what becomes of it.
+    Rest(oneshot::Sender<()>, Receiver<Rested>),
+    /// The process that took over tells what changed.
+    Follow(Generation, Vec<Change>),
+}
+
+/// What became of the process that was to take over. That nobody says so counts as [`Rested::GoOn`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rested {
+    /// It failed: open the store again.
+    GoOn,
+    /// It is the only writer now.
+    Replaced,
+}
+
+/// What a registrar begins with.
+pub struct Beginning<'a> {
+    /// Where everything durable goes.
+    pub store: Store,
+    /// What is in it.
+    pub state: State,
+    /// What the file says.
+    pub intent: &'a Intent,
+    /// The outside link.
+    pub wan: Wan,
+    /// What another process' probes found.
+    pub verdicts: Vec<(Arc<str>, BackendKey, Health)>,
+    /// The firewall.
+    pub kernel: Kernel,
+    /// DHCP counters.
+    pub stats: Arc<Stats>,
+    /// Processes that are told of every change.
+    pub followers: Followers,
 }
 
 impl Registrar {
     /// Starts the thread on what the store remembers and the configuration says. The first world is
     /// published when this returns; the kernel follows it.
-    pub fn start(
-        mut store: Store,
-        state: State,
-        intent: &Intent,
-        wan: Wan,
-        kernel: Kernel,
-        stats: Arc<Stats>,
-    ) -> Result<Registrar, StoreError> {
+    pub fn start(beginning: Beginning<'_>) -> Result<Registrar, StoreError> {
+        let Beginning { mut store, state, intent, wan, verdicts, kernel, stats, followers } = beginning;
         let block_end = state.generation + GENERATION_BLOCK;
         store.commit(&[], Some(block_end))?;
         let objects = ApiObjects::of(state.objects);
-        let mut facts = Facts::new(objects.merge(intent), Ledger::of(state.leases));
-        facts.apply(Change::Wan(wan), &mut Touched::default());
+        let facts = facts(&objects, intent, state.leases, wan, verdicts);
         let generation = Generation(state.generation + 1);
         let world = Arc::new(World::derive(facts, generation));
+        // Of leases they know as much as the store; the file may say something else by now.
+        followers.tell(generation, &[Change::Intent(world.facts.intent().clone())]);
         let shared = Arc::new(ArcSwap::new(world.clone()));
         let (notify, published) = watch::channel(generation.0);
         let (commands, inbox) = sync_channel(QUEUE);
@@ -100,6 +129,8 @@ impl Registrar {
             store,
             kernel,
             stats,
+            followers,
+            file: intent.clone(),
             objects,
             server: Server::default(),
             world: shared.clone(),
@@ -153,6 +184,21 @@ impl Registrar {
         result.await.ok()
     }
 
+    /// Has the registrar stop writing; returns when the store is closed. Then everything waits until it is told
+    /// what became of the process that was to take over.
+    pub async fn rest(&self) -> Option<SyncSender<Rested>> {
+        let (outcome, told) = sync_channel(1);
+        let (done, rests) = oneshot::channel();
+        self.order(Command::Rest(done, told)).await;
+        rests.await.ok().map(|()| outcome)
+    }
+
+    /// Follows the process that took over. Blocks while too much waits.
+    pub fn follow(&self, generation: Generation, changes: Vec<Change>) {
+        // Without its thread the process ends anyway.
+        let _ = self.commands.send(Command::Follow(generation, changes));
+    }
+
     /// Tells of the outside link; returns when the firewall knows.
     pub async fn set_wan(&self, wan: Wan) {
         let (done, result) = oneshot::channel();
@@ -165,6 +211,9 @@ struct Writer {
     store: Store,
     kernel: Kernel,
     stats: Arc<Stats>,
+    followers: Followers,
+    /// What the file says.
+    file: Intent,
     objects: ApiObjects,
     server: Server,
     world: Arc<ArcSwap<World>>,
@@ -217,11 +266,77 @@ impl Writer {
             };
             // Whatever arrived during the last commit shares the next one.
             let more = std::iter::from_fn(|| inbox.try_recv().ok());
+            let mut rest = None;
             for command in first.into_iter().chain(more).take(BATCH) {
+                if let Command::Rest(done, told) = command {
+                    rest = Some((done, told));
+                    break;
+                }
                 self.take(&mut batch, command);
             }
             batch.end_leases();
             self.finish(&world, batch);
+            if let Some((done, told)) = rest {
+                self.store.close();
+                let _ = done.send(());
+                match told.recv() {
+                    Ok(Rested::Replaced) => return self.follow(inbox),
+                    Ok(Rested::GoOn) | Err(_) => self.go_on(),
+                }
+            }
+        }
+    }
+
+    /// Takes the store back from a process that had it for a while. What it may have written counts.
+    fn go_on(&mut self) {
+        let begun = self.store.open_again().and_then(|state| {
+            let block_end = state.generation.max(self.block_end) + GENERATION_BLOCK;
+            self.store.commit(&[], Some(block_end))?;
+            Ok((state, block_end))
+        });
+        let (state, block_end) = match begun {
+            Ok(begun) => begun,
+            Err(error) => {
+                // The next commit opens it again; until then nothing is promised.
+                log!(Error, "store", "the store cannot be opened again", error = error);
+                return self.trouble.store(Arc::new(Some(error.to_string())));
+            }
+        };
+        let before = self.world.load_full();
+        self.objects = ApiObjects::of(state.objects);
+        let verdicts = before.facts.verdicts();
+        let verdicts = verdicts.map(|(app, key, health)| (app.clone(), key, health.clone())).collect();
+        let wan = before.facts.wan().clone();
+        let facts = facts(&self.objects, &self.file, state.leases, wan, verdicts);
+        let generation = Generation(state.generation.max(before.generation.0) + 1);
+        self.block_end = block_end;
+        let world = Arc::new(World::derive(facts, generation));
+        self.followers.tell(generation, &[Change::Intent(world.facts.intent().clone())]);
+        self.world.store(world.clone());
+        self.kernel.sync(&world, true, LeasedChange::default());
+        self.published.send_replace(generation.0);
+    }
+
+    /// Another process is the only writer: what it tells is published, so that the connections that are left here
+    /// see the same world, and nothing else is done any more.
+    fn follow(self, inbox: &Receiver<Command>) {
+        for command in inbox {
+            match command {
+                Command::Follow(generation, changes) => {
+                    let before = self.world.load_full();
+                    let (mut facts, mut touched) = (before.facts.clone(), Touched::default());
+                    changes.into_iter().for_each(|change| facts.apply(change, &mut touched));
+                    let world = Arc::new(before.next(facts, &touched, generation));
+                    self.world.store(world);
+                    self.published.send_replace(generation.0);
+                }
+                Command::Edit(_, done) => {
+                    let _ = done.send(Err(replaced()));
+                }
+                Command::Dhcp(_) => self.stats.count_drop(Drop::Stopped),
+                // Whoever waits for these sees that nobody answers.
+                Command::Health(..) | Command::Wan(..) | Command::Intent(..) | Command::Rest(..) => {}
+            }
         }
     }
 
@@ -272,6 +387,8 @@ impl Writer {
                 batch.file = Some(*intent);
                 batch.told.push(Told::Intent(done));
             }
+            // Taken before the batch, and only while another process is the writer.
+            Command::Rest(..) | Command::Follow(..) => {}
         }
     }
 
@@ -343,11 +460,15 @@ impl Writer {
             self.objects.note(change);
             log_change(change);
         }
+        if let Some(file) = &batch.file {
+            self.file = file.clone();
+        }
         let world = Arc::new(before.next(batch.facts.clone(), &batch.touched, batch.generation));
         let leased = leased_change(before, &world, &batch.changes);
         self.world.store(world.clone());
         self.kernel.sync(&world, ruleset_differs(before, &world), leased);
         self.published.send_replace(world.generation.0);
+        self.followers.tell(world.generation, &batch.changes);
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
@@ -406,6 +527,21 @@ impl Batch {
             }
         }
     }
+}
+
+/// The facts that a process begins with.
+fn facts(
+    objects: &ApiObjects,
+    file: &Intent,
+    leases: Vec<Lease>,
+    wan: Wan,
+    verdicts: Vec<(Arc<str>, BackendKey, Health)>,
+) -> Facts {
+    let mut facts = Facts::new(objects.merge(file), Ledger::of(leases));
+    let mut apply = |change| facts.apply(change, &mut Touched::default());
+    apply(Change::Wan(wan));
+    verdicts.into_iter().for_each(|(app, key, health)| apply(Change::Health(app, key, Some(health))));
+    facts
 }
 
 /// Which addresses began or ceased to be leased by these changes.
@@ -477,6 +613,15 @@ fn log_lease(lease: &Lease) {
     };
     let name = lease.hostname.as_ref().map(ToString::to_string).unwrap_or_default();
     log!(Info, "dhcp", what, ip = lease.ip, mac = lease.mac, hostname = name, network = lease.network);
+}
+
+fn replaced() -> Problem {
+    Problem {
+        status: 503,
+        title: "Service Unavailable".to_owned(),
+        detail: "this process was replaced by an upgrade before the change was made".to_owned(),
+        hint: "ask again: the new process answers".to_owned(),
+    }
 }
 
 fn not_durable(error: impl std::fmt::Display) -> Problem {

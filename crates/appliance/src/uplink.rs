@@ -4,9 +4,10 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use proximity_config::WanAddress;
-use proximity_dhcp::{Binding, Client, Command, Datagram, build, parse};
+use proximity_dhcp::{Binding, Client, Command, Datagram, Held, build, parse};
 use proximity_net::{LinkChange, LinkError, LinkWatch, Links, PacketSocket};
 use proximity_table::{Ipv4Net, Label, Mac, Wan};
+use tokio::sync::watch;
 
 use crate::clock::{Uptime, entropy};
 use crate::lan::WireError;
@@ -30,25 +31,35 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// Keeps the link addressed and the registrar informed, for ever. Trouble is logged and tried again: the
-    /// app networks live without an outside.
-    pub async fn run(self) {
+    /// Keeps the link addressed and the registrar informed until `stop` says true; returns the lease that it
+    /// holds then, and begins with `held`. Trouble is logged and tried again: the app networks live without an
+    /// outside.
+    pub async fn run(self, mut held: Option<Held>, mut stop: watch::Receiver<bool>) -> Option<Held> {
         let mut told = None;
         // Outlives trouble: the address that a server gave is ours until its lease ends.
         let mut dhcp = None;
         loop {
-            if let Err(error) = self.serve(&mut dhcp).await {
+            if let Err(error) = self.serve(&mut dhcp, &mut held, &mut stop).await {
                 let text = error.to_string();
                 if told.as_ref() != Some(&text) {
                     log!(Error, "uplink", "the outside link does not work", error = text);
                     told = Some(text);
                 }
             }
-            tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+            let rest = std::time::Duration::from_secs(2);
+            if tokio::time::timeout(rest, stopped(&mut stop)).await.is_ok() {
+                return dhcp.as_ref().and_then(DhcpClient::held).or(held);
+            }
         }
     }
 
-    async fn serve(&self, dhcp: &mut Option<DhcpClient>) -> Result<(), WireError> {
+    /// Returns when it is told to stop.
+    async fn serve(
+        &self,
+        dhcp: &mut Option<DhcpClient>,
+        held: &mut Option<Held>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<(), WireError> {
         let mut watch = LinkWatch::new()?;
         let links = Links::new()?;
         if self.address != WanAddress::Unmanaged {
@@ -60,31 +71,32 @@ impl Uplink {
             let socket = PacketSocket::bind(&self.interface, CLIENT_PORT)?;
             match dhcp {
                 Some(dhcp) => dhcp.socket = socket,
-                None => *dhcp = Some(DhcpClient::new(mac, self.hostname.clone(), socket)),
+                None => *dhcp = Some(DhcpClient::new(mac, self.hostname.clone(), socket, held.take())),
             }
         }
         self.take_static(&links).await?;
         let mut running = links.link(&self.interface).await?.running;
         loop {
             tokio::select! {
-                            change = watch.changed() => {
-            self.tell(&links).await?;
-                                self.restore(&links, dhcp.as_ref()).await?;
-                                if let LinkChange::Link(link) = change?
-                                    && link.name == *self.interface
-                                {
-                                    if link.running && !running {
-                                        // The cable came back, perhaps in another network.
-                                        self.take_static(&links).await?;
-                                        if let Some(dhcp) = dhcp {
-                                            dhcp.client.handle_link_up(dhcp.uptime.milliseconds());
-                                        }
-                                    }
-                                    running = link.running;
-                                }
+                change = watch.changed() => {
+                    self.tell(&links).await?;
+                    self.restore(&links, dhcp.as_ref()).await?;
+                    if let LinkChange::Link(link) = change?
+                        && link.name == *self.interface
+                    {
+                        if link.running && !running {
+                            // The cable came back, perhaps in another network.
+                            self.take_static(&links).await?;
+                            if let Some(dhcp) = dhcp {
+                                dhcp.client.handle_link_up(dhcp.uptime.milliseconds());
                             }
-                            command = next_command(dhcp) => self.obey(&links, dhcp.as_mut(), command).await?,
                         }
+                        running = link.running;
+                    }
+                }
+                command = next_command(dhcp) => self.obey(&links, dhcp.as_mut(), command).await?,
+                () = stopped(stop) => return Ok(()),
+            }
         }
     }
 
@@ -236,9 +248,18 @@ struct DhcpClient {
 }
 
 impl DhcpClient {
-    fn new(mac: Mac, hostname: Label, socket: PacketSocket) -> DhcpClient {
-        let client = Client::new(mac, hostname, 0, entropy());
-        DhcpClient { client, socket, mac, uptime: Uptime::start(), bound: None }
+    fn new(mac: Mac, hostname: Label, socket: PacketSocket, held: Option<Held>) -> DhcpClient {
+        let bound = held.as_ref().map(|held| held.binding.clone());
+        let client = match held {
+            Some(held) => Client::resume(mac, hostname, 0, entropy(), held),
+            None => Client::new(mac, hostname, 0, entropy()),
+        };
+        DhcpClient { client, socket, mac, uptime: Uptime::start(), bound }
+    }
+
+    /// What another process needs to go on.
+    fn held(&self) -> Option<Held> {
+        self.client.held(self.uptime.milliseconds(), self.bound.as_ref()?)
     }
 
     async fn next(&mut self) -> Command {
@@ -283,6 +304,11 @@ impl DhcpClient {
             log!(Debug, "uplink", "a DHCP message could not be sent", error = error);
         }
     }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that whoever could say so is gone.
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 async fn next_command(dhcp: &mut Option<DhcpClient>) -> Command {

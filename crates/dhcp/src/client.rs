@@ -4,6 +4,7 @@ use dhcproto::v4::{
     DhcpOption, Encodable, Encoder, Flags, Message, MessageType, OptionCode, UnknownOption, borrowed,
 };
 use proximity_table::{Ipv4Net, Label, Mac};
+use serde::{Deserialize, Serialize};
 
 /// First wait for an answer, in milliseconds; doubled for each try. RFC 2131 §4.1 suggests 4 s, made for
 /// the Ethernets of 1997; a container that boots should be there in one second.
@@ -46,7 +47,7 @@ pub enum Command {
 }
 
 /// What a server granted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Binding {
     /// Address with the network's prefix length.
     pub address: Ipv4Net,
@@ -56,6 +57,20 @@ pub struct Binding {
     pub server: Ipv4Addr,
     /// Lease time in seconds.
     pub lease_time: u32,
+}
+
+/// A lease on its way to another process, whose clock is another one: times are counted from now, in
+/// milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// What was granted.
+    pub binding: Binding,
+    /// Until it is renewed.
+    pub renew_in: u64,
+    /// Until any server is asked.
+    pub rebind_in: u64,
+    /// Until the address must be given up.
+    pub end_in: u64,
 }
 
 #[derive(Debug)]
@@ -87,6 +102,33 @@ impl Client {
             state: State::Selecting { tries: 0 },
             wake: now,
             lapse: None,
+        }
+    }
+
+    /// A client that another process has been before, holding `held` since. It goes on where that one was.
+    pub fn resume(mac: Mac, hostname: Label, now: u64, entropy: u64, held: Held) -> Client {
+        let Held { binding, renew_in, rebind_in, end_in } = held;
+        let (renew, rebind, end) = (now + renew_in, now + rebind_in, now + end_in);
+        let mut client = Client::new(mac, hostname, renew, entropy);
+        client.state = State::Bound { binding, renew, rebind: rebind.max(renew), end };
+        client
+    }
+
+    /// What another process needs to go on, where `bound` is what the link has of this client.
+    pub fn held(&self, now: u64, bound: &Binding) -> Option<Held> {
+        let left = |at: u64| at.saturating_sub(now);
+        match (&self.state, self.lapse) {
+            (State::Bound { binding, renew, rebind, end }, _) => Some(Held {
+                binding: binding.clone(),
+                renew_in: left(*renew),
+                rebind_in: left(*rebind),
+                end_in: left(*end),
+            }),
+            // Asking anew while the address is in use: the other one asks at once.
+            (_, Some(lapse)) => {
+                Some(Held { binding: bound.clone(), renew_in: 0, rebind_in: 0, end_in: left(lapse) })
+            }
+            (_, None) => None,
         }
     }
 
@@ -397,6 +439,34 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn another_process_goes_on_with_the_lease() {
+        let mut lan = Lan::new();
+        let (client, binding) = bound(&mut lan);
+        let held = client.held(1_000_020, &binding).unwrap();
+        assert_eq!(held.renew_in, 6 * 3600 * 1000 - 1_000_000);
+        let host = "prox-appliance".parse().unwrap();
+        let mut other = Client::resume(client.mac, host, 5, 77, held.clone());
+        assert_eq!((other.binding(), other.poll_timeout()), (Some(&binding), 5 + held.renew_in));
+        assert_eq!(other.handle_timeout(6), None);
+        let now = other.poll_timeout();
+        let Some(Command::Send { payload, unicast }) = other.handle_timeout(now) else { panic!() };
+        assert_eq!(unicast, Some((binding.address.addr, binding.server)));
+        let reply = lan.payload(&payload).unwrap().reply.unwrap();
+        assert!(matches!(other.handle_message(now, &reply.payload), Some(Command::Bind(_))));
+    }
+
+    #[test]
+    fn an_address_in_use_while_asking_anew_is_not_forgotten() {
+        let (mut client, binding) = bound(&mut Lan::new());
+        client.handle_link_up(1_000);
+        let held = client.held(1_000, &binding).unwrap();
+        assert_eq!((held.renew_in, held.end_in), (0, 20 + 12 * 3600 * 1000 - 1_000));
+        let mut other = Client::resume(client.mac, "prox-appliance".parse().unwrap(), 0, 77, held);
+        assert!(matches!(other.handle_timeout(0), Some(Command::Send { unicast: None, .. })), "asks at once");
+        assert_eq!(self::client().held(0, &binding), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod request;
 mod server;
 mod stats;
 
-pub use client::{Binding, Client, Command};
+pub use client::{Binding, Client, Command, Held};
 pub use frame::{Datagram, FrameError, build, parse};
 pub use request::Request;
 pub use server::{Answer, Destination, Reply, Server};

@@ -54,12 +54,14 @@ impl DnsServer {
         DnsServer { world, forwarder, stats, clock, in_flight: Arc::new(Semaphore::new(IN_FLIGHT)) }
     }
 
-    /// Serves a UDP socket until `stop` becomes true or its sender is gone.
+    /// Serves a UDP socket until `stop` becomes true or its sender is gone, and what was asked until then is
+    /// answered.
     pub async fn serve_udp(&self, socket: UdpSocket, stop: watch::Receiver<bool>) {
         udp::serve(self, socket, stop).await;
     }
 
-    /// Serves a TCP listener until `stop` becomes true or its sender is gone.
+    /// Serves a TCP listener until `stop` becomes true or its sender is gone, and the connections that were open
+    /// then have ended or had their time.
     pub async fn serve_tcp(&self, listener: TcpListener, stop: watch::Receiver<bool>) {
         tcp::serve(self, listener, stop).await;
     }

@@ -27,6 +27,8 @@ const MAX_CONNECTIONS: usize = 256;
 const MAX_PER_CLIENT: usize = 32;
 /// A connection on which no whole message came for so long is closed (RFC 7766 §6.2.3).
 const IDLE: Duration = Duration::from_secs(10);
+/// How long connections go on when no more are taken: as long as a stub resolver waits for an answer.
+const LINGER: Duration = Duration::from_secs(5);
 /// Questions of one connection that wait for upstreams; further ones are not read until one is answered.
 const MAX_WAITING: usize = 16;
 /// Replies that wait to be written: all that wait for upstreams, and the one just made.
@@ -39,7 +41,7 @@ pub(crate) async fn serve(server: &DnsServer, listener: TcpListener, mut stop: w
     let mut clients: HashMap<IpAddr, usize> = HashMap::new();
     loop {
         let (stream, peer) = tokio::select! {
-            () = stopped(&mut stop) => return,
+            () = stopped(&mut stop) => break,
             Some(ended) = connections.join_next() => {
                 if let Ok(client) = ended {
                     leave(&mut clients, client);
@@ -69,6 +71,9 @@ pub(crate) async fn serve(server: &DnsServer, listener: TcpListener, mut stop: w
             client
         });
     }
+    // No connection is taken any more, but those that are open may have asked.
+    drop(listener);
+    let _ = tokio::time::timeout(LINGER, async { while connections.join_next().await.is_some() {} }).await;
 }
 
 /// Answers the messages of one connection, in whatever order the answers are known (RFC 7766 §7).

@@ -40,7 +40,7 @@ pub(crate) async fn serve(server: &DnsServer, socket: UdpSocket, mut stop: watch
     loop {
         tokio::select! {
             biased;
-            () = stopped(&mut stop) => return,
+            () = stopped(&mut stop) => break,
             ready = socket.readable() => if ready.is_err() {
                 server.stats.socket_error();
                 tokio::time::sleep(AFTER_ERROR).await;
@@ -57,6 +57,8 @@ pub(crate) async fn serve(server: &DnsServer, socket: UdpSocket, mut stop: watch
         }
         while waiting.try_join_next().is_some() {}
     }
+    // Nothing more is read, perhaps because another process reads now; what was read is answered.
+    while waiting.join_next().await.is_some() {}
 }
 
 /// Answers what waits, from one snapshot.

@@ -1,9 +1,10 @@
 //! The network's kernel side: the ruleset plan as plain data, and the edge that makes the kernel match it:
-//! nftables, links, sysctl, raw frames.
+//! nftables, links, sysctl, raw frames. And the channel by which descriptors go to another process.
 //!
 //! [`policy`] (what) → [`plan`] → [`ruleset`] (how, typed and printable) → [`nft`] (one atomic transaction) →
 //! verify, by reading the kernel back. The first three are pure.
 
+pub mod fd_channel;
 pub mod link_watch;
 pub mod links;
 mod netlink;
@@ -19,6 +20,7 @@ pub mod ruleset;
 pub mod sysctl;
 pub mod watch;
 
+pub use fd_channel::FdChannel;
 pub use link_watch::{LinkChange, LinkWatch};
 pub use links::{Link, LinkError, Links};
 pub use nft::{Nft, VerifyError};
@@ -26,5 +28,5 @@ pub use nft_encode::Counter;
 pub use nft_socket::NftError;
 pub use nft_verify::{Divergence, Finding};
 pub use packet::{Frame, PacketError, PacketSocket};
-pub use sysctl::SysctlError;
+pub use sysctl::{Setting, SysctlError};
 pub use watch::{TableChanged, Watch};

@@ -122,11 +122,13 @@ impl NftSocket {
         let socket = NftSocket { inner };
         let fd = socket.as_raw_fd();
         // SAFETY: plain flag calls on a descriptor we own.
+        let ours_alone = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) >= 0 };
+        // SAFETY: as above.
         let nonblocking = unsafe {
             let flags = libc::fcntl(fd, libc::F_GETFL);
             flags >= 0 && libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) >= 0
         };
-        if !nonblocking {
+        if !ours_alone || !nonblocking {
             return Err(NftError::Open { errno: Errno::last() });
         }
         // Errors without a copy of the request, with the kernel's own words. Both older than our kernels.

@@ -5,7 +5,7 @@
 
 use nix::errno::Errno;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -81,11 +81,16 @@ impl PacketSocket {
         // SAFETY: the address is valid for the call and of the length given.
         let rc = unsafe { libc::bind(fd.as_raw_fd(), std::ptr::from_ref(&address).cast(), len) };
         Errno::result(rc).map_err(failed("bind"))?;
-        // SAFETY: the descriptor is owned, open and stays the same for the life of the registration.
-        let fd = unsafe { AsyncFd::register(fd) }.map_err(|error| {
-            let error = io::Error::from(error);
+        PacketSocket::adopt(fd).map_err(|error| {
             failed("register with the runtime")(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
-        })?;
+        })
+    }
+
+    /// Takes over a socket that was bound by another process, with the frames that wait in it. Must be called
+    /// in a tokio runtime with IO enabled.
+    pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
+        // SAFETY: the descriptor is owned, open and stays the same for the life of the registration.
+        let fd = unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)?;
         Ok(PacketSocket { fd })
     }
 
@@ -107,6 +112,12 @@ impl PacketSocket {
     /// As [`send`](Self::send), but fails with `WouldBlock` instead of waiting.
     pub fn try_send(&self, frame: &[u8]) -> io::Result<()> {
         transmit(self.fd.get_ref(), frame)
+    }
+}
+
+impl AsFd for PacketSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.get_ref().as_fd()
     }
 }
 

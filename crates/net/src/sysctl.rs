@@ -50,6 +50,16 @@ impl Setting {
         self.previous.is_some()
     }
 
+    /// The value it had before, if that was another.
+    pub fn previous(&self) -> Option<&str> {
+        self.previous.as_deref()
+    }
+
+    /// A setting that another process made, to be restored by this one.
+    pub fn made_before(key: &str, previous: Option<String>) -> Setting {
+        Setting { key: key.to_owned(), previous }
+    }
+
     /// Puts the previous value back, if it was another.
     pub fn restore(self) -> Result<(), SysctlError> {
         match self.previous {

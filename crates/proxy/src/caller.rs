@@ -2,7 +2,7 @@ use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
-use proximity_table::Generation;
+use proximity_table::{BackendKey, Generation, Service, Verdict};
 
 use crate::access::client_fields;
 use crate::http1::{Kind, RequestHead};
@@ -64,6 +64,18 @@ impl Caller {
             return Ok(last.clone());
         }
         self.look_up(written, generation)
+    }
+
+    /// Whether the host that was asked for leads to a backend still: the app's lease has not ended, and nobody has
+    /// changed its vhost so that the backend is another one.
+    pub fn leads_to(&self, visit: &Visit, backend: BackendKey) -> bool {
+        let before = &visit.site.route;
+        self.visit(&visit.written).is_ok_and(|now| {
+            let now = &now.site.route;
+            let open = |service: &&Service| matches!(service.verdict, Verdict::Ready | Verdict::Starting);
+            let mut backends = now.services().filter(open).flat_map(|service| &service.candidates);
+            now.app == before.app && backends.any(|candidate| candidate.key == backend)
+        })
     }
 
     #[cold]

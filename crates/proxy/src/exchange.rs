@@ -19,6 +19,7 @@ use crate::relay::{Relay, Stopped};
 use crate::side::{Side, Sink};
 use crate::site::{Place, Ways};
 use crate::ticket::Ticket;
+use crate::tunnel::Switch;
 use crate::up::Up;
 use crate::watch::{Phase, Signal, Watch};
 use crate::{Addresses, Reason, reply, write_proxy_header};
@@ -155,7 +156,8 @@ impl Exchange<'_, '_, '_> {
                 Ok((up, response, length)) => {
                     member.state.succeeded(chosen.trial, now_ms);
                     if response.status == 101 {
-                        return Ok(Box::pin(self.switch(up, &response, length)).await?);
+                        let onto = Switch { caller, visit: &asked.visit, backend: lane.backend() };
+                        return Ok(Box::pin(self.switch(onto, up, &response, length)).await?);
                     }
                     let fate = self.pass_on(up, lane, &response, length, asked, Some(&chosen)).await;
                     worker.keep_response_head(response);

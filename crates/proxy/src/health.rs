@@ -66,6 +66,11 @@ impl Monitor {
         Monitor { health: Health { state: HealthState::Unproven, since: now, reason: None }, tries: 0 }
     }
 
+    /// A backend of which somebody else came to this verdict.
+    pub fn known(health: Health) -> Monitor {
+        Monitor { health, tries: 0 }
+    }
+
     /// The present verdict.
     pub fn health(&self) -> &Health {
         &self.health

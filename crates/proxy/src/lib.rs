@@ -22,6 +22,7 @@ mod caller;
 mod client_connections;
 mod client_key;
 mod clock;
+mod course;
 mod decide;
 mod down;
 mod encode;
@@ -66,6 +67,7 @@ pub use backend_state::{BackendLoad, BackendState, Backends, Circuit, Passage, P
 pub use balance::{Ask, Choice, Chosen, CookieValue, Member, Rules, Sticky, Tried, choose, cookie_value};
 pub use basic_auth::{Answer, Attempt, BasicAuthError, BasicUsers, RightPassword, VerifiedPasswords};
 pub use client_connections::{ClientConnections, ClientSlot, TooManyConnections};
+pub use course::Course;
 pub use forwarded::{
     Element, ForwardedError, Hop, Node, Origin, Scheme, Told, origin, parse_forwarded, write_forwarded,
     write_x_forwarded_for,

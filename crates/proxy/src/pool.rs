@@ -88,6 +88,13 @@ struct Kept {
 #[derive(Debug, Default)]
 struct KeyHasher(u64);
 
+impl Lane {
+    /// The backend that it leads to.
+    pub fn backend(&self) -> BackendKey {
+        self.key.backend
+    }
+}
+
 impl Pool {
     pub fn new(ticks: Ticks, idle: u32, counters: Arc<Counters>) -> Pool {
         Pool { lanes: RefCell::default(), kept: Rc::default(), ticks, idle, tls: Tls::default(), counters }

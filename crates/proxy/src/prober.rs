@@ -9,7 +9,7 @@ use http::{Request, header};
 use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use proximity_table::{BackendKey, Health, HealthPolicy, Timestamp};
+use proximity_table::{BackendKey, Health, HealthPolicy, Timestamp, World};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -44,8 +44,9 @@ pub async fn probe(
             look_due = false;
             let began = Instant::now();
             generations.mark_unchanged();
-            for change in targets.follow(&snapshot.load_full()) {
-                if let Some(report) = schedule.change(change)
+            let world = snapshot.load_full();
+            for change in targets.follow(&world) {
+                if let Some(report) = schedule.change(change, &world)
                     && reports.send(report).await.is_err()
                 {
                     return;
@@ -97,19 +98,24 @@ struct Entry {
 }
 
 impl Schedule {
-    fn change(&mut self, change: Change) -> Option<HealthReport> {
+    fn change(&mut self, change: Change, world: &World) -> Option<HealthReport> {
         match change {
             Change::Probe(key, policy) => {
                 let id = *self.ids.entry(key.clone()).or_insert_with(|| {
                     self.next_id += 1;
                     self.next_id
                 });
+                // What another process found before us holds until our own probes say otherwise.
+                let known = world.facts.health(&key.0, key.1);
                 let entry = self.entries.entry(id).or_insert_with(|| Entry {
+                    reported: known.is_some(),
+                    monitor: match known {
+                        Some(health) => Monitor::known(health.clone()),
+                        None => Monitor::new(Timestamp(unix_seconds())),
+                    },
                     key,
                     policy: policy.clone(),
-                    monitor: Monitor::new(Timestamp(unix_seconds())),
                     turn: 0,
-                    reported: false,
                 });
                 entry.policy = policy;
                 entry.turn += 1;

@@ -25,7 +25,7 @@ use crate::pool::Pool;
 use crate::site::Site;
 use crate::splice::Pipes;
 use crate::watch::{Phase, Signal, Ticks, Watch};
-use crate::{AccessSink, Counters, Reason, Shared, front, peers};
+use crate::{AccessSink, Counters, Course, Reason, Shared, front, peers};
 
 /// Where the proxy reads the world: one immutable snapshot at a time.
 pub type Snapshot = Arc<ArcSwap<World>>;
@@ -46,6 +46,8 @@ const LOG_WAIT: Duration = Duration::from_millis(100);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often a drain looks for connections that became idle.
 const DRAIN_STEP: Duration = Duration::from_millis(20);
+/// How often a retired thread looks whether anything is left; that may take hours.
+const RETIRED_STEP: Duration = Duration::from_millis(250);
 
 /// One data thread of the proxy.
 #[derive(Debug)]
@@ -78,7 +80,12 @@ pub(crate) struct Worker {
     response_heads: RefCell<Vec<ResponseHead>>,
     pub buffers: Rc<Buffers>,
     pub pipes: Rc<Pipes>,
+    /// The next answer of each connection is its last.
     pub draining: Cell<bool>,
+    /// Nobody waits for the connections to end.
+    pub retired: Cell<bool>,
+    /// The world that the tunnels have looked at.
+    swept: Cell<Generation>,
     pub pool: Pool,
     pub counters: Arc<Counters>,
 }
@@ -125,17 +132,21 @@ impl DataPlane {
         self.counters.clone()
     }
 
-    /// Serves on this thread until `stop` says true (or its sender is gone) and the drain is over. Errors
-    /// only before anything is served.
-    pub fn run(self, listeners: Vec<TcpListener>, stop: watch::Receiver<bool>) -> io::Result<()> {
+    /// Serves on this thread until `course` says otherwise (or its sender is gone, which means to stop) and
+    /// what is open has ended. Errors only before anything is served.
+    pub fn run(self, listeners: Vec<TcpListener>, course: watch::Receiver<Course>) -> io::Result<()> {
         let mut runtime = Builder::new_current_thread();
         let runtime = runtime.enable_io().enable_time().build_local(LocalOptions::default())?;
-        runtime.block_on(self.serve(listeners, stop))
+        runtime.block_on(self.serve(listeners, course))
     }
 
     /// As [`DataPlane::run`], on a runtime of the caller's; must be polled where local tasks can
     /// be spawned.
-    pub async fn serve(self, listeners: Vec<TcpListener>, mut stop: watch::Receiver<bool>) -> io::Result<()> {
+    pub async fn serve(
+        self,
+        listeners: Vec<TcpListener>,
+        mut course: watch::Receiver<Course>,
+    ) -> io::Result<()> {
         let worker = Rc::new(self.into_worker());
         let mut loops = Vec::with_capacity(listeners.len() + 2);
         for listener in listeners {
@@ -148,8 +159,11 @@ impl DataPlane {
             tokio::task::spawn_local(flush(worker.clone())).abort_handle(),
         ];
         // A sender that is gone means that nobody is left to stop us later.
-        let _ = stop.wait_for(|stop| *stop).await;
+        let end = course.wait_for(|course| *course != Course::Serve).await.map_or(Course::Stop, |end| *end);
         loops.iter().for_each(AbortHandle::abort);
+        if end == Course::Retire {
+            worker.retire(&mut course).await;
+        }
         worker.drain().await;
         helpers.iter().for_each(AbortHandle::abort);
         worker.hand_over_log();
@@ -179,6 +193,8 @@ impl DataPlane {
             buffers: Rc::default(),
             pipes: Rc::default(),
             draining: Cell::new(false),
+            retired: Cell::new(false),
+            swept: Cell::default(),
             counters: self.counters,
         }
     }
@@ -216,8 +232,13 @@ async fn sweep(worker: Rc<Worker>) {
         worker.buffers.trim();
         worker.pipes.trim();
         worker.forget_sites();
+        let is_new = worker.swept.replace(worker.generation()) != worker.generation();
         for (_, watch) in worker.connections.borrow().iter().chain(worker.streams.borrow().iter()) {
             watch.sweep();
+            if is_new && watch.phase() == Phase::Tunnel {
+                // Its backend may be somebody else's by now.
+                watch.wake();
+            }
         }
         // Lets go of an old world that no request asks for any more.
         drop(worker.world());
@@ -396,6 +417,22 @@ impl Worker {
         });
         self.counters.connection_opened();
         self.busy.notify_one();
+    }
+
+    /// Waits until nothing is open any more, or until it is time to drain. No connection is closed for it: the
+    /// answers say that they are the last.
+    async fn retire(&self, course: &mut watch::Receiver<Course>) {
+        self.draining.set(true);
+        self.retired.set(true);
+        // Those that carry several requests at a time tell their clients at once.
+        self.connections.borrow().iter().for_each(|(_, watch)| watch.wake());
+        while !self.connections.borrow().is_empty() {
+            tokio::select! {
+                _ = course.wait_for(|course| *course == Course::Stop) => break,
+                () = tokio::time::sleep(RETIRED_STEP) => {}
+            }
+        }
+        self.retired.set(false);
     }
 
     /// Lets requests finish and closes connections as they become idle.

@@ -111,6 +111,8 @@ reasons! {
     BackendSlow, "backend_slow", 504;
     /// The backend stopped in the middle of a response.
     BackendCut, "backend_cut", 502;
+    /// The backend of an upgraded connection is no longer the vhost's.
+    BackendLeft, "backend_left", 502;
     /// The exchange took longer than it may as a whole.
     TotalTimeout, "total_timeout", 504;
     /// The client did not take its answer.

@@ -1,7 +1,10 @@
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
 
+use proximity_table::BackendKey;
+
 use crate::Reason;
+use crate::caller::{Caller, Visit};
 use crate::down::Down;
 use crate::exchange::{Exchange, Fate};
 use crate::http1::{Delimiter, ResponseHead};
@@ -9,6 +12,13 @@ use crate::relay::Relay;
 use crate::side::Side;
 use crate::up::Up;
 use crate::watch::{Phase, Signal};
+
+/// What an upgraded connection was asked for, and with whom it was made.
+pub struct Switch<'a> {
+    pub caller: &'a Caller,
+    pub visit: &'a Visit,
+    pub backend: BackendKey,
+}
 
 /// One direction of a tunnel.
 struct Half {
@@ -18,7 +28,13 @@ struct Half {
 
 impl Exchange<'_, '_, '_> {
     /// Connects the two sides of an upgrade that the backend accepted (RFC 9110 §7.8).
-    pub async fn switch(&mut self, up: Up, response: &ResponseHead, length: usize) -> Result<Fate, Reason> {
+    pub async fn switch(
+        &mut self,
+        onto: Switch<'_>,
+        up: Up,
+        response: &ResponseHead,
+        length: usize,
+    ) -> Result<Fate, Reason> {
         let (Up::Http1(mut up), Some(_)) = (up, self.ticket.head.upgrade) else {
             return Err(Reason::BackendNonsense);
         };
@@ -31,11 +47,22 @@ impl Exchange<'_, '_, '_> {
         down.expect_response_body(Delimiter::Close);
         self.watch.no_end();
         self.watch.enter(Phase::Tunnel, 0);
-        let _open = self.ticket.worker.tunnel_opened();
+        let worker = self.ticket.worker;
+        let _open = worker.tunnel_opened();
+        let mut generation = None;
         let (mut outward, mut inward) = (Half::new(), Half::new());
         poll_fn(|cx| {
             if self.watch.signal() == Signal::Close {
                 return Poll::Ready(());
+            }
+            // Whoever has the address now may not be the one that the client speaks to.
+            let present = Some(worker.generation());
+            if present != generation {
+                generation = present;
+                if !onto.caller.leads_to(onto.visit, onto.backend) {
+                    worker.counters.stopped_by(Reason::BackendLeft, 1);
+                    return Poll::Ready(());
+                }
             }
             // Either side may just go away; there is nobody left to tell.
             let there = outward.poll(cx, down, &mut up);

@@ -37,7 +37,7 @@ const OBJECTS: TableDefinition<(&str, &str), &[u8]> = TableDefinition::new("obje
 /// The open state file; one process at a time.
 #[derive(Debug)]
 pub struct Store {
-    /// `None` only while an error keeps it from being opened again.
+    /// `None` while it is closed for another process, or an error keeps it from being opened again.
     database: Option<Database>,
     path: PathBuf,
 }
@@ -103,6 +103,17 @@ impl Store {
         let mut store = Store { database: None, path };
         store.reopen()?;
         Ok(store)
+    }
+
+    /// Closes the file, so that another process can open it; until [`Store::open_again`] nothing can be read.
+    pub fn close(&mut self) {
+        self.database = None;
+    }
+
+    /// Opens the file that was closed and reads everything: another process may have written it.
+    pub fn open_again(&mut self) -> Result<State, StoreError> {
+        self.reopen()?;
+        self.load()
     }
 
     /// Reads everything.
@@ -357,6 +368,24 @@ mod tests {
         store.commit(&[Change::Vhost(Source::Api, vhost().into())], None).unwrap();
         store.commit(&[Change::RemoveVhost("web".parse().unwrap())], None).unwrap();
         assert!(store.load().unwrap().objects.is_empty());
+    }
+
+    #[test]
+    fn a_closed_file_can_be_written_by_another_and_opened_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = Store::open(directory.path()).unwrap();
+        assert!(Store::open(directory.path()).is_err(), "one process at a time");
+        store.close();
+        assert!(store.load().is_err());
+        let mut other = Store::open(directory.path()).unwrap();
+        other.commit(&[Change::Lease(lease(1))], Some(7)).unwrap();
+        assert!(store.open_again().is_err());
+        drop(other);
+        let state = store.open_again().unwrap();
+        assert_eq!((state.leases, state.generation), (vec![lease(1)], 7));
+        store.close();
+        store.commit(&[Change::Lease(lease(2))], None).unwrap();
+        assert_eq!(store.load().unwrap().leases.len(), 2);
     }
 
     #[test]

@@ -3,6 +3,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use imbl::{HashMap, OrdSet};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     BackendKey, BackendTarget, Forward, Health, Intent, Label, Lease, Ledger, Mac, Name, Protocol, Record,
@@ -25,7 +26,7 @@ pub struct Facts {
 }
 
 /// One change of the facts.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Change {
     /// A lease was granted, renewed, ended or marked.
     Lease(Lease),
@@ -99,6 +100,11 @@ impl Facts {
     /// What the probes found of a backend of an app.
     pub fn health(&self, app: &Arc<str>, key: BackendKey) -> Option<&Health> {
         self.health.get(&(app.clone(), key))
+    }
+
+    /// Everything that the probes found: app, backend and verdict.
+    pub fn verdicts(&self) -> impl Iterator<Item = (&Arc<str>, BackendKey, &Health)> {
+        self.health.iter().map(|((app, key), health)| (app, *key, health))
     }
 
     /// Makes one change and notes in `touched` what follows from it.

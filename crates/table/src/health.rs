@@ -1,9 +1,11 @@
 use std::net::SocketAddrV4;
 
+use serde::{Deserialize, Serialize};
+
 use crate::Timestamp;
 
 /// What a probed backend is known by. The epoch makes the next owner of an address start unproven.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BackendKey {
     /// Address and port.
     pub addr: SocketAddrV4,
@@ -12,7 +14,7 @@ pub struct BackendKey {
 }
 
 /// What the probes found of one backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
     /// The verdict.
     pub state: HealthState,
@@ -23,7 +25,8 @@ pub struct Health {
 }
 
 /// Verdict of the active health checks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum HealthState {
     /// No probe has passed yet.
     #[default]

@@ -23,7 +23,7 @@ pub type Owned<T> = (Source, Arc<T>);
 
 /// What the administrator asked for, by file and by API. The maps are persistent: changing one object of
 /// ten thousand copies a path, not the map.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Intent {
     /// Host name of the appliance itself.
     pub hostname: Label,
@@ -34,12 +34,16 @@ pub struct Intent {
     /// App networks; at least one.
     pub networks: Vec<Arc<Network>>,
     /// Reservations by network and hardware address.
+    #[serde(with = "crate::pairs")]
     pub reservations: OrdMap<(Arc<str>, Mac), Owned<Reservation>>,
     /// Records by owner and type.
+    #[serde(with = "crate::pairs")]
     pub records: OrdMap<(Name, RecordType), Owned<Vec<Record>>>,
     /// Virtual hosts by app name.
+    #[serde(with = "crate::pairs")]
     pub vhosts: OrdMap<Label, Owned<Vhost>>,
     /// Port forwards by protocol and port.
+    #[serde(with = "crate::pairs")]
     pub forwards: OrdMap<(Protocol, u16), Owned<Forward>>,
     /// Ports on which the appliance itself is reached: no forward may take them.
     pub own_ports: Vec<(Protocol, u16)>,
@@ -52,7 +56,7 @@ pub struct Intent {
 }
 
 /// One app network.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
     /// Unique name.
     pub name: Arc<str>,
@@ -87,7 +91,7 @@ pub struct Network {
 }
 
 /// Vhosts made from leased host names.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AutoVhost {
     /// Whether a leased host name becomes a vhost.
     pub enabled: bool,
@@ -96,7 +100,7 @@ pub struct AutoVhost {
 }
 
 /// A DHCP option by its number.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CustomOption {
     /// Option code, 1 to 254.
     pub code: u8,

@@ -37,6 +37,7 @@ mod intent;
 mod lease;
 mod ledger;
 mod name;
+mod pairs;
 mod policy;
 mod proxy_settings;
 mod record;

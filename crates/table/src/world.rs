@@ -94,7 +94,7 @@ pub struct App {
 }
 
 /// The outside link as the kernel has it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wan {
     /// Its addresses.
     pub addresses: Vec<Ipv4Net>,

@@ -79,6 +79,43 @@ async fn udp_answers_our_names_and_others() {
     assert_eq!((counted.udp_queries, counted.forwarded), (2, 1));
 }
 
+/// A question that was read is answered although the server stops, and one that comes later waits in the socket
+/// for whoever else has it.
+#[tokio::test]
+async fn a_stop_leaves_no_question_behind() {
+    let upstream = ScriptedUpstream::start(|query, reply, over_tcp| {
+        // Truncated: the answer takes two more round trips.
+        if over_tcp {
+            slow_internet(query, reply, true)
+        } else {
+            let mut reply = reply;
+            reply.metadata.truncation = true;
+            Some(reply)
+        }
+    })
+    .await;
+    let (server, stats) = server(&[upstream.addr]);
+    let own = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    own.set_nonblocking(true).unwrap();
+    let (addr, socket) = (own.local_addr().unwrap(), UdpSocket::from_std(own.try_clone().unwrap()).unwrap());
+    let (stop, stopped) = watch::channel(false);
+    let serving = tokio::spawn(async move { server.serve_udp(socket, stopped).await });
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.connect(addr).await.unwrap();
+    client.send(&query("example.com.", RecordType::A).to_vec().unwrap()).await.unwrap();
+    while stats.snapshot().udp_queries == 0 {
+        tokio::task::yield_now().await;
+    }
+    stop.send_replace(true);
+    let mut reply = [0; 512];
+    let length =
+        tokio::time::timeout(Duration::from_secs(10), client.recv(&mut reply)).await.unwrap().unwrap();
+    assert_eq!(Message::from_vec(&reply[..length]).unwrap().answers.len(), 1);
+    serving.await.unwrap();
+    client.send(b"for somebody else").await.unwrap();
+    assert_eq!(UdpSocket::from_std(own).unwrap().recv(&mut reply).await.unwrap(), 17);
+}
+
 /// RFC 2181 §9, RFC 6891 §7: a long answer of others is truncated to what the client takes.
 #[tokio::test]
 async fn long_answers_of_others_are_truncated_over_udp() {

@@ -89,7 +89,13 @@ fn poll_request(
         *is_leaving = true;
         connection.graceful_shutdown();
         let worker = &shared.caller.worker;
-        watch.enter(Phase::Busy, worker.settings().drain.max(1));
+        let within = match (worker.retired.get(), shared.open.get()) {
+            (false, _) => worker.settings().drain.max(1),
+            (true, 0) => worker.settings().idle_timeout,
+            // Until the last of them is answered.
+            (true, _) => 0,
+        };
+        watch.enter(Phase::Busy, within);
     } else if *is_leaving && watch.signal() != Signal::None {
         return Poll::Ready(None);
     }

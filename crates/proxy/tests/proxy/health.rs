@@ -1,7 +1,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use proximity_proxy::{HealthReport, Reason, probe};
-use proximity_table::{Change, HealthPolicy, HealthState, LeaseState, Source};
+use proximity_table::{Change, Health, HealthPolicy, HealthState, LeaseState, Source, Timestamp};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -112,4 +112,30 @@ fn a_sick_backend_is_reported_with_what_was_seen() {
     assert_eq!(next(&mut reports).2.unwrap().state, HealthState::Healthy);
     let sick = next(&mut reports).2.unwrap();
     assert_eq!((sick.state, sick.reason.as_deref()), (HealthState::Unhealthy, Some("/ answered 503")));
+}
+
+/// A process that takes over from another one goes on with its verdicts: one failed probe of a backend that was
+/// healthy makes it unhealthy, not unproven again.
+#[test]
+fn verdicts_of_another_process_hold_until_a_probe_says_otherwise() {
+    let (_closed, port) = taken_port();
+    let mut table = Table::new("127.0.0.1/8", port);
+    table.change(Change::Lease(lease("wiki", Ipv4Addr::LOCALHOST, 1, LeaseState::Bound)));
+    let key = table
+        .snapshot
+        .load()
+        .route("wiki.prox.local")
+        .expect("a route")
+        .backends()
+        .next()
+        .expect("a backend")
+        .key;
+    let healthy = Health { state: HealthState::Healthy, since: Timestamp(1), reason: None };
+    table.change(Change::Health("wiki".into(), key, Some(healthy)));
+    let mut reports = probing(&table);
+    let (_, probed, health) = next(&mut reports);
+    assert_eq!((probed, health.expect("a verdict").state), (key, HealthState::Unhealthy));
+    // What was never reported by us is taken back all the same.
+    table.change(Change::ForgetLease(Ipv4Addr::LOCALHOST));
+    assert_eq!(next(&mut reports), ("wiki".into(), key, None));
 }

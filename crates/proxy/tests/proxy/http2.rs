@@ -6,7 +6,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{HeaderMap, Request, Response};
 use proximity_proxy::Reason;
-use proximity_table::BackendProtocol;
+use proximity_table::{BackendProtocol, ProxySettings};
 
 use crate::support::{Backend, Proxy, Table, read_chunk, read_line, vhost};
 
@@ -296,4 +296,41 @@ fn a_stop_lets_streams_end_and_says_goodbye() {
     let (response, body, _) = client.join().unwrap();
     assert_eq!((response.status().as_u16(), body.as_slice()), (200, &b"late"[..]));
     proxy.join();
+}
+
+/// A retired thread waits for streams for as long as they take, and for nobody who has none.
+#[test]
+fn retirement_says_goodbye_and_cuts_no_stream() {
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let gone = std::sync::Mutex::new(gone);
+    let backend = Backend::script(move |mut conn| {
+        conn.request();
+        gone.lock().unwrap().recv().unwrap();
+        conn.answer("late");
+    });
+    let settings = ProxySettings { drain: 1, ..ProxySettings::default() };
+    let proxy = Proxy::with(&Table::of(vec![vhost("wiki", &[backend.addr])]), settings, None);
+    let addr = proxy.addr;
+    let idle = std::thread::spawn(move || {
+        run(async {
+            let stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+            let (_sender, connection) = h2::client::handshake(stream).await.unwrap();
+            connection.await.unwrap();
+        });
+    });
+    let client = std::thread::spawn(move || {
+        run(async {
+            let mut sender = connect(addr).await;
+            exchange(&mut sender, get("/"), None).await
+        })
+    });
+    proxy.until("sent", |totals| totals.upstream_connects == 1 && totals.open == 2);
+    proxy.retire();
+    idle.join().unwrap();
+    // What is tested is that nothing happens: more time than a drain has goes by.
+    std::thread::sleep(Duration::from_millis(2500));
+    go.send(()).unwrap();
+    let (response, body, _) = client.join().unwrap();
+    assert_eq!((response.status().as_u16(), body.as_slice()), (200, &b"late"[..]));
+    proxy.ended();
 }

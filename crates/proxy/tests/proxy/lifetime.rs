@@ -3,11 +3,10 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
 
-use proximity_proxy::AccessLog;
-use proximity_table::Change;
-use proximity_table::ProxySettings;
+use proximity_proxy::{AccessLog, Reason};
+use proximity_table::{Change, ProxySettings, Source};
 
-use crate::support::{Backend, PATIENCE, Proxy, Table, vhost};
+use crate::support::{Backend, Client, PATIENCE, Proxy, Table, read_line, vhost};
 
 #[test]
 fn a_stop_finishes_what_runs_and_closes_what_is_idle() {
@@ -34,6 +33,105 @@ fn a_stop_finishes_what_runs_and_closes_what_is_idle() {
     let response = running.response();
     assert_eq!((response.text().as_str(), response.header("connection")), ("finished", vec!["close"]));
     assert!(running.is_closed());
+    proxy.join();
+}
+
+/// Nothing that a client has open may fail because another process took the listeners over: neither a request
+/// that is on its way to us nor one that is asked on a connection which was idle.
+#[test]
+fn a_retired_thread_answers_the_last_request_of_every_connection() {
+    let backend = Backend::answering("hello");
+    let proxy = Proxy::start(&Table::of(vec![vhost("wiki", &[backend.addr])]));
+    const REQUEST: &str = "GET / HTTP/1.1\r\nHost: wiki.prox.local\r\n\r\n";
+    let (mut idle, mut fresh, mut half) = (proxy.connect(), proxy.connect(), proxy.connect());
+    idle.send(REQUEST);
+    assert_eq!(idle.response().text(), "hello");
+    half.send(&REQUEST[..20]);
+    proxy.until("all taken", |totals| totals.open == 3);
+    proxy.retire();
+    let began = std::time::Instant::now();
+    while TcpStream::connect(proxy.addr).is_ok() {
+        assert!(began.elapsed() < PATIENCE, "it still listens");
+    }
+    half.send(&REQUEST[20..]);
+    idle.send(REQUEST);
+    fresh.send(REQUEST);
+    for client in [&mut half, &mut idle, &mut fresh] {
+        let response = client.response();
+        assert_eq!((response.text().as_str(), response.header("connection")), ("hello", vec!["close"]));
+        assert!(client.is_closed());
+    }
+    proxy.ended();
+}
+
+/// An echo behind an upgrade.
+fn echo() -> Backend {
+    Backend::script(|mut conn| {
+        if conn.request().is_some_and(|request| !request.header("upgrade").is_empty()) {
+            conn.write("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");
+            while let Some(line) = read_line(&mut conn.stream) {
+                conn.write(&format!("{line}\n"));
+            }
+        }
+    })
+}
+
+fn upgrade(proxy: &Proxy) -> Client {
+    let mut client = proxy.connect();
+    client.send("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");
+    assert_eq!(client.head().status, 101);
+    client
+}
+
+fn echoes(client: &mut Client) -> bool {
+    client.send("ping\n");
+    read_line(&mut client.stream).as_deref() == Some("ping")
+}
+
+#[test]
+fn an_upgraded_connection_outlives_retirement_and_ends_it() {
+    let backend = echo();
+    let proxy = Proxy::start(&Table::of(vec![vhost("wiki", &[backend.addr])]));
+    let mut client = upgrade(&proxy);
+    proxy.retire();
+    for _ in 0..3 {
+        assert!(echoes(&mut client));
+    }
+    drop(client);
+    proxy.ended();
+}
+
+/// A connection carries an epoch: whoever gets the address next is not spoken to through it, and what does not
+/// concern it does not end it.
+#[test]
+fn an_upgraded_connection_ends_when_its_backend_is_no_longer_the_vhosts() {
+    let (backend, other) = (echo(), Backend::answering("other"));
+    let mut table = Table::of(vec![vhost("wiki", &[backend.addr])]);
+    let proxy = Proxy::start(&table);
+    for retired in [false, true] {
+        let mut client = upgrade(&proxy);
+        if retired {
+            proxy.retire();
+        }
+        table.change(Change::Vhost(Source::Config, vhost("blog", &[other.addr]).into()));
+        table.change(Change::Vhost(Source::Config, vhost("wiki", &[other.addr, backend.addr]).into()));
+        assert!(echoes(&mut client));
+        table.change(Change::Vhost(Source::Config, vhost("wiki", &[other.addr]).into()));
+        assert!(client.is_closed());
+        assert_eq!(proxy.count(Reason::BackendLeft), 1 + u64::from(retired));
+        table.change(Change::Vhost(Source::Config, vhost("wiki", &[backend.addr]).into()));
+    }
+    proxy.ended();
+}
+
+#[test]
+fn a_retired_thread_can_be_stopped() {
+    let backend = echo();
+    let settings = ProxySettings { drain: 1, ..ProxySettings::default() };
+    let proxy = Proxy::with(&Table::of(vec![vhost("wiki", &[backend.addr])]), settings, None);
+    let mut client = upgrade(&proxy);
+    proxy.retire();
+    assert!(echoes(&mut client));
     proxy.join();
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use proximity_config::Config;
-use proximity_proxy::{AccessSink, Counters, DataPlane, Reason, Shared, Snapshot, Totals, listen};
+use proximity_proxy::{AccessSink, Counters, Course, DataPlane, Reason, Shared, Snapshot, Totals, listen};
 use proximity_table::{
     BackendTarget, Change, Facts, Generation, Intent, Lease, LeaseState, Ledger, ProxySettings, Source,
     Timestamp, Touched, Vhost, VhostPolicy, World,
@@ -95,7 +95,7 @@ fn intent(network: &str, port: u16) -> Intent {
 pub struct Proxy {
     pub addr: SocketAddr,
     counters: Arc<Counters>,
-    stop: watch::Sender<bool>,
+    course: watch::Sender<Course>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -110,9 +110,9 @@ impl Proxy {
         let shared = Arc::new(Shared::new(settings, 7, [7; 32]));
         let plane = DataPlane::new(table.snapshot.clone(), shared, log);
         let counters = plane.counters();
-        let (stop, stopped) = watch::channel(false);
-        let thread = std::thread::spawn(move || plane.run(vec![listener], stopped).unwrap());
-        Proxy { addr, counters, stop, thread: Some(thread) }
+        let (course, told) = watch::channel(Course::Serve);
+        let thread = std::thread::spawn(move || plane.run(vec![listener], told).unwrap());
+        Proxy { addr, counters, course, thread: Some(thread) }
     }
 
     pub fn connect(&self) -> Client {
@@ -143,8 +143,17 @@ impl Proxy {
         }
     }
 
+    pub fn retire(&self) {
+        self.course.send_replace(Course::Retire);
+    }
+
+    /// Waits until it has nothing left to do by itself.
+    pub fn ended(mut self) {
+        self.thread.take().unwrap().join().unwrap();
+    }
+
     pub fn begin_stop(&self) {
-        self.stop.send_replace(true);
+        self.course.send_replace(Course::Stop);
     }
 
     pub fn join(mut self) {
