@@ -1,5 +1,5 @@
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -198,13 +198,33 @@ impl Exchange<'_, '_> {
     }
 
     /// Stands in the line of a backend that carries as much as it may.
-    async fn wait_for(&self, index: usize, asked: &Asked<'_>, ways: &Ways) -> Result<Chosen, Reason> {
+    async fn wait_for(&mut self, index: usize, asked: &Asked<'_>, ways: &Ways) -> Result<Chosen, Reason> {
         let limits = &asked.visit.site.policy().limits;
         let state = &ways.members[index].state;
         let waiting = state.wait(limits.backend_connections, limits.queue).map_err(|_| Reason::QueueFull)?;
         let within = Duration::from_secs(u64::from(limits.queue_timeout));
-        let slot = tokio::time::timeout(within, waiting).await.map_err(|_| Reason::QueueTimeout)?;
+        let waiting = tokio::time::timeout(within, waiting);
+        let slot = self.unless_gone(waiting).await?.map_err(|_| Reason::QueueTimeout)?;
         Ok(Chosen { index, slot, trial: false, set_cookie: None })
+    }
+
+    /// Waits for something as long as the client does, and as long as the exchange may take.
+    async fn unless_gone<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Reason> {
+        let mut work = pin!(work);
+        // It has an end of its own.
+        self.watch.extend(0);
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(Ok(done));
+            }
+            match self.watch.signal() {
+                Signal::None if self.is_gone(cx) => Poll::Ready(Err(Reason::ClientGone)),
+                Signal::None => Poll::Pending,
+                Signal::Overdue => Poll::Ready(Err(Reason::TotalTimeout)),
+                Signal::Close => Poll::Ready(Err(Reason::Stopping)),
+            }
+        })
+        .await
     }
 
     /// Sends the request to one backend: on a kept connection first, on a new one if that turns out dead.
@@ -255,7 +275,8 @@ impl Exchange<'_, '_> {
     /// A new connection to a backend. The client may leave meanwhile.
     async fn connect(&mut self, lane: &Lane) -> Result<Stream, Failure> {
         let within = Duration::from_secs(u64::from(self.timeouts.connect.max(1)));
-        let connected = self.ticket.worker.pool.connect(lane, within).await;
+        let connecting = self.ticket.worker.pool.connect(lane, within);
+        let connected = self.unless_gone(connecting).await.unwrap_or_else(Err);
         connected.map_err(|reason| Failure { reason, unseen: true })
     }
 
