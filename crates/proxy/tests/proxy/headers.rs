@@ -136,7 +136,10 @@ fn forwarded_of_a_trusted_proxy_is_read_too() {
     assert_eq!(request.header("x-real-ip"), ["2001:db8::7"]);
     assert_eq!(request.header("x-forwarded-for"), ["2001:db8::7, 127.0.0.1"]);
     assert_eq!(request.header("x-forwarded-proto"), ["https"]);
-    assert!(request.header("forwarded")[0].starts_with("for=\"[2001:db8::7]\", for=127.0.0.1;"), "{request:?}");
+    assert!(
+        request.header("forwarded")[0].starts_with("for=\"[2001:db8::7]\", for=127.0.0.1;"),
+        "{request:?}"
+    );
 }
 
 #[test]
@@ -181,7 +184,8 @@ fn the_log_tells_the_client_behind_a_trusted_proxy() {
     let text = std::fs::read_to_string(dir.join("wiki.prox.local.log")).unwrap();
     std::fs::remove_dir_all(&dir).unwrap();
     let line = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["request"].clone();
-    let clients: Vec<_> = text.lines().map(|text| line(text)["client_ip"].as_str().unwrap().to_owned()).collect();
+    let clients: Vec<_> =
+        text.lines().map(|text| line(text)["client_ip"].as_str().unwrap().to_owned()).collect();
     assert_eq!(clients, ["127.0.0.1", "203.0.113.7", "203.0.113.8", "127.0.0.1"]);
     assert!(text.lines().all(|text| line(text)["remote_ip"] == "127.0.0.1"), "{text}");
 }
@@ -208,9 +212,8 @@ fn a_date_is_added_where_there_is_none() {
     let age = std::time::SystemTime::now().duration_since(told).unwrap_or_default();
     assert!(age.as_secs() < 60, "{date}");
     let then = "Sun, 06 Nov 1994 08:49:37 GMT";
-    let (mut client, _proxy) = answer_of(
-        "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 0\r\n\r\n",
-    );
+    let (mut client, _proxy) =
+        answer_of("HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 0\r\n\r\n");
     assert_eq!(client.response().header("date"), [then]);
 }
 

@@ -1,12 +1,14 @@
 //! The proxy as a client and a backend see it: real sockets on ephemeral ports, scripted backends.
 
 mod backends;
+mod balancing;
 mod framing;
 mod headers;
 mod health;
 mod keep_alive;
 mod lifetime;
 mod paths;
+mod retries;
 mod routing;
 mod smuggling;
 mod splitting;
