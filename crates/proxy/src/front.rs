@@ -141,6 +141,10 @@ async fn take_head(
             let data = buffer.data();
             if ends_somewhere(data, &mut searched) {
                 match head.parse(data) {
+                    // The buffer may be larger than a head may be.
+                    Ok(Some(length)) if length > longest => {
+                        return Poll::Ready(Arrival::Refused(Reason::HeadTooLarge));
+                    }
                     Ok(Some(length)) => return Poll::Ready(Arrival::Head(length)),
                     Ok(None) => {}
                     Err(reason) => return Poll::Ready(Arrival::Refused(reason)),
