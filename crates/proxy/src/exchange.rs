@@ -311,7 +311,9 @@ impl Exchange<'_, '_> {
             Signal::None => {}
             Signal::Close => return failed(Reason::Stopping),
             Signal::Overdue if self.watch.has_ended() => return failed(Reason::TotalTimeout),
-            Signal::Overdue if self.upload.is_done => return failed(Reason::BackendSlow),
+            Signal::Overdue if self.upload.is_done || waits_for(self.down, up) => {
+                return failed(Reason::BackendSlow);
+            }
             Signal::Overdue => return failed(Reason::UploadSlow),
         }
         let before = self.upload.moved;
@@ -509,7 +511,7 @@ impl Exchange<'_, '_> {
         match self.watch.signal() {
             Signal::None => {}
             Signal::Overdue if self.watch.has_ended() => return Poll::Ready(Err(Reason::TotalTimeout)),
-            Signal::Overdue if !self.down.is_flushed() => return Poll::Ready(Err(Reason::ClientSlow)),
+            Signal::Overdue if waits_for(up, self.down) => return Poll::Ready(Err(Reason::ClientSlow)),
             Signal::Overdue => return Poll::Ready(Err(Reason::BackendCut)),
             Signal::Close => return Poll::Ready(Err(Reason::Stopping)),
         }
@@ -534,4 +536,9 @@ impl Exchange<'_, '_> {
             Poll::Pending => Poll::Pending,
         }
     }
+}
+
+/// Whether what came from one side waits for the other to take it.
+fn waits_for(from: &Side, to: &Side) -> bool {
+    !to.is_flushed() || !from.data().is_empty()
 }
