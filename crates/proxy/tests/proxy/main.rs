@@ -1,5 +1,6 @@
 //! The proxy as a client and a backend see it: real sockets on ephemeral ports, scripted backends.
 
+mod announced;
 mod backends;
 mod balancing;
 mod framing;
@@ -8,6 +9,7 @@ mod health;
 mod keep_alive;
 mod lifetime;
 mod paths;
+mod protection;
 mod retries;
 mod routing;
 mod smuggling;

@@ -137,6 +137,28 @@ fn a_backend_that_does_not_answer_is_given_up() {
 }
 
 #[test]
+fn a_backend_that_takes_no_more_of_an_upload_is_too_slow_and_not_the_client() {
+    let (arrived, arrivals) = channel();
+    let (done, wait) = channel::<()>();
+    let (arrived, wait) = (Mutex::new(arrived), Mutex::new(wait));
+    let backend = Backend::script(move |conn| {
+        arrived.lock().unwrap().send(()).unwrap();
+        // Reads nothing.
+        let _ = wait.lock().unwrap().recv_timeout(PATIENCE);
+        drop(conn);
+    });
+    let proxy = proxy(&[backend.addr], timeouts(|timeouts| timeouts.header = 1));
+    let mut client = proxy.connect();
+    client.send("PUT / HTTP/1.1\r\nHost: wiki.prox.local\r\nContent-Length: 1000000000\r\n\r\n");
+    arrivals.recv_timeout(PATIENCE).unwrap();
+    let mut sender = client.stream.get_ref().try_clone().unwrap();
+    std::thread::spawn(move || while std::io::Write::write_all(&mut sender, &[b'x'; 1 << 16]).is_ok() {});
+    assert_eq!(client.head().status, 504);
+    assert_eq!(proxy.count(Reason::BackendSlow), 1);
+    drop(done);
+}
+
+#[test]
 fn an_answer_that_stops_is_cut() {
     let stuck = stalling("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nsome");
     let proxy = proxy(&[stuck.addr], timeouts(|timeouts| timeouts.idle = 1));
