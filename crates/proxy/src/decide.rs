@@ -7,7 +7,7 @@ use crate::access::client_fields;
 use crate::caller::{Caller, Visit};
 use crate::http1::Length;
 use crate::ticket::Ticket;
-use crate::{Reason, RetryAfter, host};
+use crate::{ClientSlot, Reason, RetryAfter, host};
 
 /// Scope of the limits that hold over all vhosts.
 const EVERYWHERE: u64 = 0;
@@ -21,6 +21,8 @@ pub struct Asked<'a> {
     identity: Option<Vec<u8>>,
     /// Most octets that the body may have, 0 for any number.
     pub body_limit: u64,
+    /// Counts among the client's requests under way.
+    _slot: Option<ClientSlot>,
 }
 
 /// Why a request does not go on.
@@ -87,12 +89,15 @@ pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>) -> Result<Asked<'
         let caller = |ip| world.caller(ip).map(|label| label.as_str().to_owned());
         access.judge(ticket.client, caller).map_err(Reason::from)?;
     }
-    let own = site.policy().limits.body;
+    let limits = &site.policy().limits;
+    let slot = shared.clients.enter(site.scope, ticket.client, limits.client_connections);
+    let slot = slot.map_err(Reason::from)?;
+    let own = limits.body;
     let body_limit = if own > 0 { own } else { settings.max_body };
     if matches!(ticket.head.length, Length::Known(octets) if body_limit > 0 && octets > body_limit) {
         return Err(Reason::BodyTooLarge.into());
     }
-    Ok(Asked { visit, target, identity, body_limit })
+    Ok(Asked { visit, target, identity, body_limit, _slot: slot })
 }
 
 impl From<host::HostError> for Refusal {

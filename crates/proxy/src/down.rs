@@ -136,14 +136,6 @@ impl Down<'_> {
         }
     }
 
-    /// Whether the client has taken everything.
-    pub fn is_flushed(&self) -> bool {
-        match self {
-            Down::Http1(side) => side.is_flushed(),
-            Down::Http2(_) => true,
-        }
-    }
-
     /// Lets nobody take a part for the whole.
     pub fn cut(&mut self) {
         if let Down::Http2(stream) = self {
@@ -262,6 +254,13 @@ impl Sink for Down<'_> {
             Down::Http1(side) => side.poll_flush(cx),
             // The task of the connection writes.
             Down::Http2(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn is_flushed(&self) -> bool {
+        match self {
+            Down::Http1(side) => side.is_flushed(),
+            Down::Http2(_) => true,
         }
     }
 

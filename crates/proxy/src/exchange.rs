@@ -1,5 +1,5 @@
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -200,13 +200,33 @@ impl Exchange<'_, '_, '_> {
     }
 
     /// Stands in the line of a backend that carries as much as it may.
-    async fn wait_for(&self, index: usize, asked: &Asked<'_>, ways: &Ways) -> Result<Chosen, Reason> {
+    async fn wait_for(&mut self, index: usize, asked: &Asked<'_>, ways: &Ways) -> Result<Chosen, Reason> {
         let limits = &asked.visit.site.policy().limits;
         let state = &ways.members[index].state;
         let waiting = state.wait(limits.backend_connections, limits.queue).map_err(|_| Reason::QueueFull)?;
         let within = Duration::from_secs(u64::from(limits.queue_timeout));
-        let slot = tokio::time::timeout(within, waiting).await.map_err(|_| Reason::QueueTimeout)?;
+        let waiting = tokio::time::timeout(within, waiting);
+        let slot = self.unless_gone(waiting).await?.map_err(|_| Reason::QueueTimeout)?;
         Ok(Chosen { index, slot, trial: false, set_cookie: None })
+    }
+
+    /// Waits for something as long as the client does, and as long as the exchange may take.
+    async fn unless_gone<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Reason> {
+        let mut work = pin!(work);
+        // It has an end of its own.
+        self.watch.extend(0);
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(Ok(done));
+            }
+            match self.watch.signal() {
+                Signal::None if self.down.is_gone(cx) => Poll::Ready(Err(Reason::ClientGone)),
+                Signal::None => Poll::Pending,
+                Signal::Overdue => Poll::Ready(Err(Reason::TotalTimeout)),
+                Signal::Close => Poll::Ready(Err(Reason::Stopping)),
+            }
+        })
+        .await
     }
 
     /// Sends the request to one backend: on a kept connection first, on a new one if that turns out dead.
@@ -260,10 +280,12 @@ impl Exchange<'_, '_, '_> {
         let within = Duration::from_secs(u64::from(self.timeouts.connect.max(1)));
         let failed = |reason| Failure { reason, unseen: true };
         if Pool::is_http2(lane) {
-            return Ok(Up::http2(Box::pin(worker.pool.sender(lane, within)).await.map_err(failed)?));
+            let opening = Box::pin(worker.pool.sender(lane, within));
+            let sender = self.unless_gone(opening).await.unwrap_or_else(Err);
+            return Ok(Up::http2(sender.map_err(failed)?));
         }
-        let stream = worker.pool.connect(lane, within).await.map_err(failed)?;
-        Ok(Up::Http1(Side::new(stream, worker.buffers.clone())))
+        let connected = self.unless_gone(worker.pool.connect(lane, within)).await.unwrap_or_else(Err);
+        Ok(Up::Http1(Side::new(connected.map_err(failed)?, worker.buffers.clone())))
     }
 
     /// Puts the request's head where it leaves for the backend.
@@ -297,7 +319,9 @@ impl Exchange<'_, '_, '_> {
             Signal::None => {}
             Signal::Close => return failed(Reason::Stopping),
             Signal::Overdue if self.watch.has_ended() => return failed(Reason::TotalTimeout),
-            Signal::Overdue if self.upload.is_done => return failed(Reason::BackendSlow),
+            Signal::Overdue if self.upload.is_done || self.upload.is_held_up(self.down, up) => {
+                return failed(Reason::BackendSlow);
+            }
             Signal::Overdue => return failed(Reason::UploadSlow),
         }
         let before = self.upload.moved;
@@ -467,7 +491,9 @@ impl Exchange<'_, '_, '_> {
         match self.watch.signal() {
             Signal::None => {}
             Signal::Overdue if self.watch.has_ended() => return Poll::Ready(Err(Reason::TotalTimeout)),
-            Signal::Overdue if !self.down.is_flushed() => return Poll::Ready(Err(Reason::ClientSlow)),
+            Signal::Overdue if download.is_held_up(up, self.down) => {
+                return Poll::Ready(Err(Reason::ClientSlow));
+            }
             Signal::Overdue => return Poll::Ready(Err(Reason::BackendCut)),
             Signal::Close => return Poll::Ready(Err(Reason::Stopping)),
         }

@@ -166,6 +166,10 @@ async fn take_head(
             let may_be_http2 = is_first && PREFACE.starts_with(data);
             if !may_be_http2 && ends_somewhere(data, &mut searched) {
                 match head.parse(data) {
+                    // The buffer may be larger than a head may be.
+                    Ok(Some(length)) if length > longest => {
+                        return Poll::Ready(Arrival::Refused(Reason::HeadTooLarge));
+                    }
                     Ok(Some(length)) => return Poll::Ready(Arrival::Head(length)),
                     Ok(None) => {}
                     Err(reason) => return Poll::Ready(Arrival::Refused(reason)),

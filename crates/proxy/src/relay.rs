@@ -61,6 +61,12 @@ impl Relay {
         self
     }
 
+    /// Whether what came from one side waits for the other to take it.
+    pub fn is_held_up(&self, from: &impl Source, to: &impl Sink) -> bool {
+        let is_in_pipe = self.splice.as_ref().is_some_and(Splice::holds_some);
+        is_in_pipe || !to.is_flushed() || !from.data().is_empty()
+    }
+
     /// Moves the rest of a long body inside the kernel, where that can be; ready when it is through, or cannot.
     fn poll_splice(
         &mut self,

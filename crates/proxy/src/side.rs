@@ -44,6 +44,10 @@ pub trait Sink {
     fn finish(&mut self, trailers: &[u8]);
     /// Lets everything leave.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// Whether everything that was taken has left.
+    fn is_flushed(&self) -> bool {
+        true
+    }
     /// The connection that the body goes to as it is, when nothing waits before it.
     fn raw(&self) -> Option<&TcpStream> {
         None
@@ -298,11 +302,6 @@ impl Side {
         self.stream.poll_flush(cx)
     }
 
-    /// Whether nothing waits to be written.
-    pub fn is_flushed(&self) -> bool {
-        self.pending.is_empty()
-    }
-
     /// Whether nothing that was begun has left yet.
     pub fn nothing_left(&self) -> bool {
         self.written == 0 && !self.pending.is_empty()
@@ -378,6 +377,10 @@ impl Sink for Side {
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Side::poll_flush(self, cx)
+    }
+
+    fn is_flushed(&self) -> bool {
+        self.pending.is_empty()
     }
 
     fn raw(&self) -> Option<&TcpStream> {

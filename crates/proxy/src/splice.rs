@@ -69,6 +69,11 @@ impl Pipes {
 }
 
 impl Splice {
+    /// Whether octets wait inside for the other side.
+    pub fn holds_some(&self) -> bool {
+        self.held > 0
+    }
+
     /// Moves what can be moved now, at most `left` octets, and takes what arrived off it. Returns how many octets
     /// arrived, as soon as any did; ready with 0 when `left` is 0 and nothing is held.
     pub fn poll(

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use proximity_table::Route;
 
-use crate::Reason;
 use crate::access::Line;
 use crate::caller::Caller;
 use crate::clock::as_micros;
@@ -62,9 +61,6 @@ impl Drop for Ticket<'_> {
         let worker = self.worker;
         worker.counters.bytes(self.received, self.sent);
         worker.counters.response(self.status);
-        if self.status == 0 {
-            worker.counters.stopped_by(Reason::ClientGone, 1);
-        }
         worker.log(self.route.take(), |clock| Line {
             at_micros: clock.unix_micros(self.start),
             client: &self.log_prefix,

@@ -265,6 +265,13 @@ impl Sink for Up {
         }
     }
 
+    fn is_flushed(&self) -> bool {
+        match self {
+            Up::Http1(side) => side.is_flushed(),
+            Up::Http2(_) => true,
+        }
+    }
+
     fn raw(&self) -> Option<&TcpStream> {
         match self {
             Up::Http1(side) => side.raw(),

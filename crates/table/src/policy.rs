@@ -144,7 +144,7 @@ pub struct VhostLimits {
     pub queue: u32,
     /// Seconds that they wait.
     pub queue_timeout: u32,
-    /// Connections from one client address; 0 = no limit.
+    /// Connections from one client address with a request under way; 0 = no limit.
     pub client_connections: u32,
     /// Requests from one client address.
     pub client_rate: Option<Rate>,

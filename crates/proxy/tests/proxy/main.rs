@@ -1,6 +1,8 @@
 //! The proxy as a client and a backend see it: real sockets on ephemeral ports, scripted backends.
 
+mod announced;
 mod backends;
+mod balancing;
 mod compression;
 mod framing;
 mod headers;
@@ -9,6 +11,8 @@ mod http2;
 mod keep_alive;
 mod lifetime;
 mod paths;
+mod protection;
+mod retries;
 mod routing;
 mod smuggling;
 mod splitting;

@@ -1,0 +1,305 @@
+//! What is tried again and what is not, how long a backend may take, and how many requests it gets at once.
+
+use std::net::{SocketAddr, SocketAddrV4, TcpListener};
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use proximity_proxy::Reason;
+use proximity_table::{PassivePolicy, RetryPolicy, Timeouts, VhostLimits, VhostPolicy};
+
+use crate::support::{Backend, Client, PATIENCE, Proxy, Table, vhost, with};
+
+/// A proxy of one vhost whose backends are never paused, so that each test sees what one request does.
+fn proxy(backends: &[SocketAddrV4], change: impl FnOnce(&mut VhostPolicy)) -> Proxy {
+    let wiki = with(vhost("wiki", backends), |policy| {
+        policy.passive = PassivePolicy { failures: 0, ..PassivePolicy::default() };
+        change(policy);
+    });
+    Proxy::start(&Table::of(vec![wiki]))
+}
+
+fn send(proxy: &Proxy, method: &str, body: &str) -> Client {
+    let mut client = proxy.connect();
+    let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+    client.send(&format!("{method} /x HTTP/1.1\r\nHost: wiki.prox.local\r\n{length}\r\n{body}"));
+    client
+}
+
+/// An address on which nothing listens.
+fn nobody() -> SocketAddrV4 {
+    let SocketAddr::V4(addr) = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap() else {
+        unreachable!()
+    };
+    addr
+}
+
+/// Takes each request and closes.
+fn breaking() -> Backend {
+    Backend::script(|mut conn| drop(conn.request()))
+}
+
+// RFC 9110 §9.2.2: "A proxy MUST NOT automatically retry non-idempotent requests."
+#[test]
+fn what_a_backend_may_have_acted_on_is_repeated_only_if_that_does_no_harm() {
+    for (method, body, repeated) in [
+        ("GET", "", true),
+        ("HEAD", "", true),
+        ("OPTIONS", "", true),
+        ("PUT", "", true),
+        ("DELETE", "", true),
+        ("POST", "", false),
+        ("PATCH", "", false),
+        ("MKCOL", "", false),
+        ("get", "", false),
+        // An upload cannot be sent again.
+        ("PUT", "abc", false),
+        ("POST", "abc", false),
+    ] {
+        let (bad, good) = (breaking(), Backend::answering("good"));
+        let proxy = proxy(&[bad.addr, good.addr], |_| {});
+        let status = send(&proxy, method, body).head().status;
+        assert_eq!(status, if repeated { 200 } else { 502 }, "{method} {body:?}");
+        assert_eq!(bad.requests().len(), 1);
+        assert_eq!(good.requests().len(), usize::from(repeated), "{method} {body:?}");
+        assert_eq!(proxy.totals().retries, u64::from(repeated));
+    }
+}
+
+#[test]
+fn what_no_backend_has_seen_goes_to_the_next_whatever_it_is() {
+    for (method, body) in [("GET", ""), ("POST", ""), ("POST", "abc"), ("PUT", "abc"), ("PATCH", "abc")] {
+        let good = Backend::answering("good");
+        let proxy = proxy(&[nobody(), good.addr], |_| {});
+        assert_eq!(send(&proxy, method, body).response().text(), "good", "{method}");
+        assert_eq!(good.requests()[0].body, body.as_bytes());
+    }
+    let good = Backend::answering("good");
+    let proxy = proxy(&[nobody(), nobody(), good.addr], |_| {});
+    let mut client = proxy.connect();
+    client.send(
+        "POST / HTTP/1.1\r\nHost: wiki.prox.local\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    );
+    assert_eq!(
+        (client.response().text().as_str(), good.requests()[0].body.as_slice()),
+        ("good", &b"abc"[..])
+    );
+}
+
+#[test]
+fn attempts_are_counted() {
+    for (attempts, status) in [(0, 502), (1, 502), (2, 200)] {
+        let (one, two, good) = (breaking(), breaking(), Backend::answering("good"));
+        let proxy = proxy(&[one.addr, two.addr, good.addr], |policy| {
+            policy.retries = RetryPolicy { attempts, ..RetryPolicy::default() };
+        });
+        assert_eq!(send(&proxy, "GET", "").response().status, status, "{attempts}");
+        assert_eq!(one.accepted() + two.accepted(), 2.min(attempts as usize + 1));
+    }
+}
+
+#[test]
+fn a_budget_keeps_retries_from_multiplying_the_load() {
+    let (bad, good) = (breaking(), Backend::answering("good"));
+    let proxy = proxy(&[bad.addr, good.addr], |policy| {
+        policy.retries = RetryPolicy { attempts: 2, budget: 0 };
+    });
+    let began = Instant::now();
+    let failed = (0..100).filter(|_| send(&proxy, "GET", "").response().status == 502).count() as u64;
+    // Five a second whatever comes, and as many saved up.
+    let allowed = 5 * (began.elapsed().as_secs() + 2);
+    let retries = proxy.totals().retries;
+    assert!((5..=allowed).contains(&retries), "{retries} retries, {allowed} allowed");
+    assert_eq!(retries + failed, 50, "every second request met the bad one first");
+}
+
+/// A backend that says `begin`, and then nothing until the proxy closes.
+fn stalling(begin: &'static str) -> Backend {
+    Backend::script(move |mut conn| {
+        conn.request();
+        conn.write(begin);
+        conn.request();
+    })
+}
+
+fn timeouts(change: impl FnOnce(&mut Timeouts)) -> impl FnOnce(&mut VhostPolicy) {
+    |policy| change(&mut policy.timeouts)
+}
+
+#[test]
+fn a_backend_that_does_not_answer_is_given_up() {
+    let silent = stalling("");
+    let other = Backend::answering("other");
+    let proxy = proxy(&[silent.addr, other.addr], timeouts(|timeouts| timeouts.header = 1));
+    let page = send(&proxy, "GET", "").response();
+    assert_eq!((page.status, proxy.count(Reason::BackendSlow)), (504, 1));
+    assert_eq!(other.accepted(), 0, "what takes long at one may take long at all");
+}
+
+#[test]
+fn a_backend_that_takes_no_more_of_an_upload_is_too_slow_and_not_the_client() {
+    let (arrived, arrivals) = channel();
+    let (done, wait) = channel::<()>();
+    let (arrived, wait) = (Mutex::new(arrived), Mutex::new(wait));
+    let backend = Backend::script(move |conn| {
+        arrived.lock().unwrap().send(()).unwrap();
+        // Reads nothing.
+        let _ = wait.lock().unwrap().recv_timeout(PATIENCE);
+        drop(conn);
+    });
+    let proxy = proxy(&[backend.addr], timeouts(|timeouts| timeouts.header = 1));
+    let mut client = proxy.connect();
+    client.send("PUT / HTTP/1.1\r\nHost: wiki.prox.local\r\nContent-Length: 1000000000\r\n\r\n");
+    arrivals.recv_timeout(PATIENCE).unwrap();
+    let mut sender = client.stream.get_ref().try_clone().unwrap();
+    std::thread::spawn(move || while std::io::Write::write_all(&mut sender, &[b'x'; 1 << 16]).is_ok() {});
+    assert_eq!(client.head().status, 504);
+    assert_eq!(proxy.count(Reason::BackendSlow), 1);
+    drop(done);
+}
+
+#[test]
+fn an_answer_that_stops_is_cut() {
+    let stuck = stalling("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nsome");
+    let proxy = proxy(&[stuck.addr], timeouts(|timeouts| timeouts.idle = 1));
+    let mut client = send(&proxy, "GET", "");
+    assert_eq!(client.head().status, 200);
+    let mut rest = Vec::new();
+    let _ = std::io::Read::read_to_end(&mut client.stream, &mut rest);
+    assert_eq!(rest, b"some");
+    proxy.until("counted", |totals| totals.of(Reason::BackendCut) == 1);
+}
+
+#[test]
+fn the_whole_exchange_has_its_end_however_busy_it_is() {
+    let silent = stalling("");
+    let proxy_of_silent = proxy(&[silent.addr], timeouts(|timeouts| timeouts.total = 1));
+    let page = send(&proxy_of_silent, "GET", "").response();
+    assert_eq!((page.status, proxy_of_silent.count(Reason::TotalTimeout)), (504, 1));
+
+    let dripping = Backend::script(|mut conn| {
+        conn.request();
+        conn.write("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n");
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE && std::io::Write::write_all(conn.stream.get_mut(), b".").is_ok() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let proxy = proxy(&[dripping.addr], timeouts(|timeouts| timeouts.total = 1));
+    let began = Instant::now();
+    let mut client = send(&proxy, "GET", "");
+    assert_eq!(client.head().status, 200);
+    let mut rest = Vec::new();
+    let _ = std::io::Read::read_to_end(&mut client.stream, &mut rest);
+    assert!(rest.len() < 1000 && began.elapsed() < PATIENCE, "{} octets", rest.len());
+    proxy.until("counted", |totals| totals.of(Reason::TotalTimeout) == 1);
+}
+
+/// A backend that tells of each request and answers it when it is told.
+fn working() -> (Backend, Receiver<String>, Sender<()>) {
+    let (arrived, arrivals) = channel();
+    let (release, released) = channel::<()>();
+    let (arrived, released) = (Mutex::new(arrived), Mutex::new(released));
+    let backend = Backend::script(move |mut conn| {
+        while let Some(request) = conn.request() {
+            let path = request.line.split(' ').nth(1).unwrap().to_owned();
+            arrived.lock().unwrap().send(path.clone()).unwrap();
+            released.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+            conn.answer(&path);
+        }
+    });
+    (backend, arrivals, release)
+}
+
+fn limited(queue: u32, queue_timeout: u32) -> impl FnOnce(&mut VhostPolicy) {
+    move |policy| {
+        policy.limits =
+            VhostLimits { backend_connections: 1, queue, queue_timeout, ..VhostLimits::default() };
+    }
+}
+
+fn get(proxy: &Proxy, path: &str) -> Client {
+    let mut client = proxy.connect();
+    client.send(&format!("GET {path} HTTP/1.1\r\nHost: wiki.prox.local\r\n\r\n"));
+    client
+}
+
+#[test]
+fn a_full_backend_gets_the_next_request_when_it_has_answered() {
+    let (backend, arrivals, release) = working();
+    let proxy = proxy(&[backend.addr], limited(2, 20));
+    let mut clients = vec![get(&proxy, "/0")];
+    assert_eq!(arrivals.recv_timeout(PATIENCE).unwrap(), "/0");
+    // Both stand in line, and a third has no place there.
+    for number in 1..=2 {
+        clients.push(get(&proxy, &format!("/{number}")));
+        proxy.until("taken", |totals| totals.connections == number + 1);
+    }
+    let page = loop {
+        // The two may not have been read yet when this one is.
+        let mut client = get(&proxy, "/late");
+        client.stream.get_ref().set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let mut octet = [0];
+        if client.stream.get_ref().peek(&mut octet).is_ok() {
+            break client.response();
+        }
+        panic!("a third one waits");
+    };
+    assert_eq!((page.status, proxy.count(Reason::QueueFull)), (503, 1));
+    for (number, client) in clients.iter_mut().enumerate() {
+        release.send(()).unwrap();
+        assert_eq!(client.response().text(), format!("/{number}"));
+        if number < 2 {
+            assert_eq!(arrivals.recv_timeout(PATIENCE).unwrap(), format!("/{}", number + 1));
+        }
+    }
+    assert_eq!(backend.accepted(), 1);
+}
+
+#[test]
+fn waiting_for_a_full_backend_has_an_end() {
+    let (backend, arrivals, release) = working();
+    let proxy = proxy(&[backend.addr], limited(5, 1));
+    let mut first = get(&proxy, "/first");
+    arrivals.recv_timeout(PATIENCE).unwrap();
+    let page = get(&proxy, "/second").response();
+    assert_eq!((page.status, proxy.count(Reason::QueueTimeout)), (503, 1));
+    release.send(()).unwrap();
+    assert_eq!(first.response().text(), "/first");
+    assert!(arrivals.try_recv().is_err(), "a request that was given up reached the backend");
+    // The place is free again.
+    release.send(()).unwrap();
+    assert_eq!(get(&proxy, "/third").response().text(), "/third");
+}
+
+#[test]
+fn a_client_that_leaves_the_line_makes_room() {
+    let (backend, arrivals, release) = working();
+    let proxy = proxy(&[backend.addr], limited(1, 20));
+    let mut first = get(&proxy, "/first");
+    arrivals.recv_timeout(PATIENCE).unwrap();
+    let waiting = get(&proxy, "/gone");
+    proxy.until("taken", |totals| totals.connections == 2);
+    drop(waiting);
+    proxy.until("gone", |totals| totals.of(Reason::ClientGone) == 1);
+    let mut second = get(&proxy, "/second");
+    for (client, text) in [(&mut first, "/first"), (&mut second, "/second")] {
+        release.send(()).unwrap();
+        assert_eq!(client.response().text(), text);
+    }
+    assert_eq!(arrivals.try_iter().collect::<Vec<_>>(), ["/second"]);
+}
+
+#[test]
+fn two_full_backends_share_the_work() {
+    let (one, one_arrivals, one_release) = working();
+    let (two, two_arrivals, two_release) = working();
+    let proxy = proxy(&[one.addr, two.addr], limited(0, 1));
+    let mut clients = [get(&proxy, "/a"), get(&proxy, "/b")];
+    one_arrivals.recv_timeout(PATIENCE).unwrap();
+    two_arrivals.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(get(&proxy, "/c").response().status, 503);
+    one_release.send(()).unwrap();
+    two_release.send(()).unwrap();
+    clients.iter_mut().for_each(|client| assert_eq!(client.response().status, 200));
+}
