@@ -2,6 +2,9 @@
 
 mod backends;
 mod compression;
+mod forward_support;
+mod forwards;
+mod forwards_udp;
 mod framing;
 mod headers;
 mod health;
