@@ -266,7 +266,8 @@ fn vhost_route(facts: &Facts, source: Source, vhost: &Vhost) -> Route {
     }
 }
 
-fn target_backend(facts: &Facts, app: &Arc<str>, target: &BackendTarget) -> Option<Backend> {
+/// The backend that a target stands for, its verdict kept under the name of an app.
+pub fn target_backend(facts: &Facts, app: &Arc<str>, target: &BackendTarget) -> Option<Backend> {
     let addr = match target {
         BackendTarget::Address(addr) => *addr,
         BackendTarget::App { name, port } => {

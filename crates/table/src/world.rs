@@ -7,8 +7,8 @@ use imbl::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Facts, Ipv4Net, Label, Lease, Mac, Name, Network, Protocol, ResolvedForward, Route, Source, Touched,
-    Zones, derive,
+    Backend, BackendTarget, Facts, Forward, Ipv4Net, Label, Lease, Mac, Name, Network, Protocol,
+    ResolvedForward, Route, Source, Touched, Zones, derive,
 };
 
 /// The number of a published world. It only ever grows, across restarts too.
@@ -148,6 +148,11 @@ impl World {
     pub fn forward(&self, protocol: Protocol, port: u16) -> Option<&Arc<ResolvedForward>> {
         let at = self.forwards.binary_search_by_key(&(protocol, port), |found| (found.protocol, found.port));
         at.ok().map(|at| &self.forwards[at])
+    }
+
+    /// The backend that a target of a forward stands for now; `None` while its app has no address.
+    pub fn forward_target(&self, forward: &Forward, target: &BackendTarget) -> Option<Backend> {
+        derive::target_backend(&self.facts, &forward.health_name(), target)
     }
 
     /// The host name of the app that calls from an address: of the lease or reservation that it has now. A
