@@ -108,7 +108,8 @@ impl ForwardView {
         }
     }
 
-    /// How its targets are, in a word: the worst state that leaves nobody better, `-` where nobody asks.
+    /// How its targets are, in a word: healthy, degraded when only some are, what the first is when none is, and
+    /// `-` where nobody asks.
     pub fn state(&self) -> &str {
         let states = || self.targets.iter().filter_map(|target| target.state.as_deref());
         let all = self.targets.len();

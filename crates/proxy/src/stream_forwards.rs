@@ -5,10 +5,11 @@ use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use proximity_table::{BackendKey, Generation, Protocol, World};
+use proximity_table::{BackendKey, Generation, Protocol, ResolvedForward, World};
 use socket2::SockRef;
 use tokio::sync::{mpsc, watch};
 
@@ -34,7 +35,7 @@ pub struct StreamPort {
 /// world: ports come and go by that, and those that stay are not touched.
 #[derive(Debug)]
 pub struct StreamForwards {
-    shared: Arc<Shared>,
+    shared: Arc<StreamShared>,
     generations: watch::Receiver<u64>,
     address: Ipv4Addr,
     control: Mutex<Control>,
@@ -42,12 +43,12 @@ pub struct StreamForwards {
 
 /// What all data threads share.
 #[derive(Debug)]
-pub struct Shared {
+pub struct StreamShared {
     pub snapshot: Snapshot,
     pub backends: Backends,
     pub counters: StreamCounters,
-    /// How long connections may go on after the stop signal.
-    pub drain: Duration,
+    /// How long connections may go on after the stop signal, in ms.
+    drain_ms: AtomicU64,
     gauges: Mutex<HashMap<StreamPort, Arc<StreamGauge>>>,
     began: Instant,
 }
@@ -59,6 +60,7 @@ struct Control {
     listening: BTreeMap<StreamPort, Result<Vec<OwnedFd>, String>>,
     inherited: HashMap<StreamPort, Vec<OwnedFd>>,
     followed: Generation,
+    seen: Option<Arc<[Arc<ResolvedForward>]>>,
     has_ended: bool,
 }
 
@@ -70,11 +72,11 @@ impl StreamForwards {
         address: Ipv4Addr,
         drain: Duration,
     ) -> StreamForwards {
-        let shared = Shared {
+        let shared = StreamShared {
             snapshot,
             backends: Backends::default(),
             counters: StreamCounters::default(),
-            drain,
+            drain_ms: AtomicU64::new(millis(drain)),
             gauges: Mutex::default(),
             began: Instant::now(),
         };
@@ -107,13 +109,19 @@ impl StreamForwards {
     }
 
     /// Listens at the ports that a world wants carried and no longer at others; returns when that is so. A port
-    /// that cannot be had is tried again with each world. Older worlds than the last are passed over.
-    pub fn follow(&self, world: &World) {
+    /// that cannot be had is tried again with each world; returned are those that cannot be had since this one, and
+    /// why. Older worlds than the last are passed over.
+    pub fn follow(&self, world: &World) -> Vec<(StreamPort, String)> {
         let mut control = self.control();
         if control.has_ended || world.generation < control.followed {
-            return;
+            return Vec::new();
         }
         control.followed = world.generation;
+        let is_done = control.listening.values().all(Result::is_ok) && control.inherited.is_empty();
+        let seen = control.seen.replace(world.forwards.clone());
+        if is_done && seen.is_some_and(|seen| Arc::ptr_eq(&seen, &world.forwards)) {
+            return Vec::new();
+        }
         let carried = world.forwards.iter().filter(|forward| forward.proxy.is_some());
         let port = |protocol, number| StreamPort { protocol, number };
         let wanted: BTreeSet<StreamPort> =
@@ -121,10 +129,15 @@ impl StreamForwards {
         let left: Vec<StreamPort> =
             control.listening.keys().filter(|port| !wanted.contains(port)).copied().collect();
         left.into_iter().for_each(|port| control.close(port));
+        let mut failed = Vec::new();
         for port in wanted.iter().copied() {
             if !matches!(control.listening.get(&port), Some(Ok(_))) {
                 let opened = control.open(port, self.address).map_err(|error| error.to_string());
-                control.listening.insert(port, opened);
+                let reason = opened.as_ref().err().cloned();
+                let before = control.listening.insert(port, opened).and_then(Result::err);
+                failed.extend(
+                    reason.filter(|reason| before.as_ref() != Some(reason)).map(|reason| (port, reason)),
+                );
             }
         }
         control.inherited.clear();
@@ -133,6 +146,7 @@ impl StreamForwards {
             carried.flat_map(|forward| &forward.targets).map(|target| target.key).collect();
         self.shared.backends.retain(|key| targets.contains(key));
         self.shared.gauges().retain(|port, _| wanted.contains(port));
+        failed
     }
 
     /// Takes nothing any more, because another process has the sockets; what is open goes on, and the threads end
@@ -152,6 +166,16 @@ impl StreamForwards {
         let control = self.control();
         let failed = control.listening.iter();
         failed.filter_map(|(port, sockets)| Some((*port, sockets.as_ref().err()?.clone()))).collect()
+    }
+
+    /// How long connections may go on after the stop signal.
+    pub fn set_drain(&self, drain: Duration) {
+        self.shared.drain_ms.store(millis(drain), Relaxed);
+    }
+
+    /// What was counted of all ports that there are now.
+    pub fn total(&self) -> StreamLoad {
+        self.shared.gauges().values().fold(StreamLoad::default(), |sum, gauge| sum + gauge.load())
     }
 
     /// What was counted of a port.
@@ -182,9 +206,13 @@ impl StreamForwards {
     }
 }
 
-impl Shared {
+impl StreamShared {
     pub fn now_ms(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+        millis(self.began.elapsed())
+    }
+
+    pub fn drain(&self) -> Duration {
+        Duration::from_millis(self.drain_ms.load(Relaxed))
     }
 
     pub fn gauge(&self, port: StreamPort) -> Arc<StreamGauge> {
@@ -245,6 +273,10 @@ fn accept_on(address: SocketAddrV4) -> io::Result<TcpListener> {
     let listener = listen(address.into())?;
     SockRef::from(&listener).set_tcp_user_timeout(None)?;
     Ok(listener)
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl fmt::Display for StreamPort {

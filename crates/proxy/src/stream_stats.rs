@@ -86,6 +86,19 @@ pub struct StreamLoad {
 #[derive(Debug)]
 pub struct StreamSlot(Arc<StreamGauge>);
 
+impl std::ops::Add for StreamLoad {
+    type Output = StreamLoad;
+
+    fn add(self, other: StreamLoad) -> StreamLoad {
+        StreamLoad {
+            open: self.open + other.open,
+            taken: self.taken.wrapping_add(other.taken),
+            received: self.received.wrapping_add(other.received),
+            sent: self.sent.wrapping_add(other.sent),
+        }
+    }
+}
+
 impl StreamCounters {
     /// How often `reason` stopped something.
     pub fn of(&self, reason: StreamReason) -> u64 {

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::StreamReason;
 use crate::buffer::Buffers;
 use crate::stream_choice::{Attempts, leads_to};
-use crate::stream_forwards::{Shared, StreamPort};
+use crate::stream_forwards::{StreamPort, StreamShared};
 use crate::stream_stats::{StreamCounters, StreamGauge};
 use crate::stream_tcp::{self, Connection};
 use crate::stream_udp::{Scratch, UdpForward};
@@ -34,7 +34,7 @@ const DRAIN_STEP: Duration = Duration::from_millis(20);
 /// One data thread of the forwards; it serves what it is told to.
 #[derive(Debug)]
 pub struct StreamThread {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<StreamShared>,
     pub(crate) orders: mpsc::UnboundedReceiver<Order>,
     pub(crate) generations: watch::Receiver<u64>,
 }
@@ -56,7 +56,7 @@ pub enum Order {
 
 /// What the tasks of one data thread share. Nothing of it leaves the thread.
 pub struct Worker {
-    shared: Arc<Shared>,
+    shared: Arc<StreamShared>,
     /// The forwards of the world that was last followed.
     seen: RefCell<Arc<[Arc<ResolvedForward>]>>,
     open: RefCell<Slab<Rc<Open>>>,
@@ -300,7 +300,7 @@ impl Worker {
     /// is taken to be idle.
     async fn drain(&self) {
         self.udp.take().values().flatten().for_each(|forward| forward.clear(self, StreamReason::Stopping));
-        let deadline = Instant::now() + self.shared.drain;
+        let deadline = Instant::now() + self.shared.drain();
         while !self.open.borrow().is_empty() && Instant::now() < deadline {
             let now = self.now_ms();
             for (_, open) in self.open.borrow().iter().filter(|(_, open)| open.silent_ms(now) >= QUIET_MS) {
