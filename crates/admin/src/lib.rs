@@ -7,6 +7,8 @@
 
 mod auth;
 mod edit;
+mod forward_input;
+mod forward_view;
 mod objects;
 mod problem;
 mod routes;
@@ -23,16 +25,16 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use proximity_table::{Change, Facts, Generation, World};
+use proximity_table::{Change, Facts, Generation, ResolvedForward, World};
 
 pub use auth::Token;
-pub use objects::{ForwardInput, RecordInput, ReservationInput, UpgradeInput};
+pub use forward_view::{ForwardFigures, ForwardTargetView, ForwardView};
+pub use objects::{RecordInput, ReservationInput, UpgradeInput};
 pub use problem::Problem;
 pub use serve::{Listener, serve};
 pub use vhost_view::{CheckView, HealthView, PathView, VhostView};
 pub use view::{
-    AppView, ForwardView, LeaseView, Page, RecordView, Reloaded, ReservationView, ServiceView, Status,
-    Upgraded, rfc3339,
+    AppView, LeaseView, Page, RecordView, Reloaded, ReservationView, ServiceView, Status, Upgraded, rfc3339,
 };
 
 /// Root of the API.
@@ -57,6 +59,8 @@ pub trait Appliance: Send + Sync + 'static {
     fn world(&self) -> Arc<World>;
     /// How the appliance is.
     fn status(&self) -> Status;
+    /// What the data threads know of a port forward.
+    fn forward_figures(&self, forward: &ResolvedForward) -> ForwardFigures;
     /// Its parts.
     fn services(&self) -> Vec<ServiceView>;
     /// Whether everything serves and the kernel is as planned; else why not.

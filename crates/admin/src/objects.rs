@@ -3,8 +3,7 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use proximity_config::forward_target;
-use proximity_table::{Forward, Intent, Mac, Name, Protocol, Record, RecordData, Reservation};
+use proximity_table::{Intent, Mac, Name, Record, RecordData, Reservation};
 use serde::{Deserialize, Serialize};
 
 use crate::Problem;
@@ -39,16 +38,6 @@ pub struct ReservationInput {
     pub hostname: Option<String>,
 }
 
-/// A port forward to make.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
-pub struct ForwardInput {
-    pub protocol: Option<Protocol>,
-    pub port: u16,
-    pub to: String,
-}
-
 impl RecordInput {
     /// The record that is meant; names are relative to `domain` unless they end with a dot.
     pub fn build(&self, domain: &Name) -> Result<Record, Problem> {
@@ -77,18 +66,5 @@ impl ReservationInput {
         }
         let hostname = self.hostname.as_deref().map(str::parse).transpose().map_err(Problem::explained)?;
         Ok(Reservation { network: network.name.clone(), mac, ip: self.ip, hostname })
-    }
-}
-
-impl ForwardInput {
-    /// The forward that is meant.
-    pub fn build(&self) -> Result<Forward, Problem> {
-        let hint = "write an app or an address with a port, such as gitea:22 or 10.20.0.10:22";
-        let wrong = || Problem::invalid(format!("`{}` is not a target", self.to), hint);
-        let (to, to_port) = forward_target(&self.to).ok_or_else(wrong)?;
-        if self.port == 0 {
-            return Err(Problem::invalid("port cannot be 0", "use a port from 1 to 65535"));
-        }
-        Ok(Forward { protocol: self.protocol.unwrap_or(Protocol::Tcp), port: self.port, to, to_port })
     }
 }

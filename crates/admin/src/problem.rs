@@ -39,6 +39,17 @@ impl Problem {
         Problem::invalid(detail, hint)
     }
 
+    /// Everything that is wrong with an object.
+    pub fn reported(report: &proximity_config::Report) -> Problem {
+        let problems = report.problems();
+        let join = |text: fn(&proximity_config::Problem) -> &String| {
+            let mut texts: Vec<&str> = problems.iter().map(|problem| text(problem).as_str()).collect();
+            texts.dedup();
+            texts.join("; ")
+        };
+        Problem::invalid(join(|problem| &problem.message), join(|problem| &problem.hint))
+    }
+
     /// There is no such thing.
     pub fn absent(kind: &str, name: &str, list: &str) -> Problem {
         let hint = format!("`{list}` shows those that exist");

@@ -14,9 +14,12 @@ use proximity_table::{Facts, Protocol};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::objects::{ForwardInput, RecordInput, ReservationInput, UpgradeInput};
-use crate::view::{AppView, ForwardView, LeaseView, Page, RecordView, ReservationView, Upgraded};
-use crate::{Appliance, BASE, Change, Problem, ServiceVerb, Token, VhostView, auth, edit, vhost_input};
+use crate::objects::{RecordInput, ReservationInput, UpgradeInput};
+use crate::view::{AppView, LeaseView, Page, RecordView, ReservationView, Upgraded};
+use crate::{
+    Appliance, BASE, Change, ForwardView, Problem, ServiceVerb, Token, VhostView, auth, edit, forward_input,
+    vhost_input,
+};
 
 /// Most octets of a request's body.
 const MOST_BODY: usize = 1 << 20;
@@ -71,7 +74,7 @@ pub fn router<A: Appliance>(appliance: Arc<A>, trust: Trust) -> Router {
         .route("/apps/{name}", get(show_app::<A>))
         .route(
             "/forwards",
-            get(async |State(a): State<Arc<A>>| page(ForwardView::all(&a.world()))).post(create_forward::<A>),
+            get(async |State(a): State<Arc<A>>| page(all_forwards(&*a))).post(create_forward::<A>),
         )
         .route("/forwards/{protocol}/{port}", delete(delete_forward::<A>))
         .fallback(unknown_path)
@@ -253,12 +256,16 @@ async fn create_forward<A: Appliance>(
     State(appliance): State<Arc<A>>,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let forward = read::<ForwardInput>(&body)?.build()?;
+    let forward = forward_input::forward(read(&body)?)?;
     let (protocol, port) = (forward.protocol.as_str(), forward.port);
     change(&*appliance, move |facts| edit::put_forward(facts, forward)).await?;
-    let all = ForwardView::all(&appliance.world());
-    let made = all.into_iter().find(|view| view.protocol == protocol && view.port == port);
+    let made =
+        all_forwards(&*appliance).into_iter().find(|view| view.protocol == protocol && view.port == port);
     Ok((StatusCode::CREATED, Json(made)).into_response())
+}
+
+fn all_forwards<A: Appliance>(appliance: &A) -> Vec<ForwardView> {
+    ForwardView::all(&appliance.world(), |forward| appliance.forward_figures(forward))
 }
 
 async fn delete_forward<A: Appliance>(

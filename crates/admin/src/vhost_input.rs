@@ -29,15 +29,7 @@ pub fn vhost(mut body: Map<String, Value>, name: Option<&str>, domain: &Name) ->
     for path in body.get_mut("path").and_then(Value::as_array_mut).into_iter().flatten() {
         path.as_object_mut().into_iter().for_each(|path| forget(path, &SHOWN));
     }
-    vhost_from_json(&body, domain).map_err(|report| {
-        let problems = report.problems();
-        let join = |text: fn(&proximity_config::Problem) -> &String| {
-            let mut texts: Vec<&str> = problems.iter().map(|problem| text(problem).as_str()).collect();
-            texts.dedup();
-            texts.join("; ")
-        };
-        Problem::invalid(join(|problem| &problem.message), join(|problem| &problem.hint))
-    })
+    vhost_from_json(&body, domain).map_err(|report| Problem::reported(&report))
 }
 
 fn forget(object: &mut Map<String, Value>, shown: &[&str]) {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use proximity_table::{
-    App, AppState, Forward, ForwardTarget, HostKind, Lease, LeaseState, Name, RecordType, Reservation,
-    Source, Timestamp, World,
+    App, AppState, Backend, HostKind, Lease, LeaseState, Name, RecordType, Reservation, Source, Timestamp,
+    World,
 };
 use serde::{Deserialize, Serialize};
 
@@ -59,18 +59,6 @@ pub struct RecordView {
     pub source: String,
 }
 
-/// A port forward.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct ForwardView {
-    pub protocol: String,
-    pub port: u16,
-    pub to: String,
-    /// Where it leads now; absent while the app has no address.
-    pub target: Option<String>,
-    pub source: Source,
-}
-
 /// The joined row of an app.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
@@ -85,6 +73,9 @@ pub struct AppView {
     pub network: Option<String>,
     pub lease_expires: Option<String>,
     pub vhost: Option<VhostView>,
+    /// Ports of the appliance that lead to it, such as `tcp/2222`.
+    #[serde(default)]
+    pub forwards: Vec<String>,
     /// What needs attention, in words.
     pub notes: Vec<String>,
 }
@@ -267,32 +258,6 @@ impl RecordView {
     }
 }
 
-impl ForwardView {
-    /// Every port forward.
-    pub fn all(world: &World) -> Vec<ForwardView> {
-        let all = world.facts.intent().forwards.values();
-        all.map(|(source, forward)| ForwardView::of(world, *source, forward)).collect()
-    }
-
-    fn of(world: &World, source: Source, forward: &Forward) -> ForwardView {
-        let resolved = world
-            .forwards
-            .iter()
-            .find(|found| (found.protocol, found.port) == (forward.protocol, forward.port));
-        let to = match &forward.to {
-            ForwardTarget::Address(ip) => ip.to_string(),
-            ForwardTarget::App(name) => name.to_string(),
-        };
-        ForwardView {
-            protocol: forward.protocol.as_str().to_owned(),
-            port: forward.port,
-            to: format!("{to}:{}", forward.to_port),
-            target: resolved.map(|found| format!("{}:{}", found.ip, found.to_port)),
-            source,
-        }
-    }
-}
-
 impl AppView {
     /// Every app by name.
     pub fn all(world: &World) -> Vec<AppView> {
@@ -319,6 +284,15 @@ impl AppView {
         {
             notes.push(reason);
         }
+        let mut forwards = Vec::new();
+        for forward in world.forwards.iter() {
+            let here = |target: &&Backend| host.is_some_and(|host| host.ip == *target.key.addr.ip());
+            let Some(target) = forward.targets.iter().find(here) else { continue };
+            let name = forward.health_name();
+            let reason = target.health.as_ref().and_then(|health| health.reason.as_ref());
+            notes.extend(reason.map(|reason| format!("{name}: {reason}")));
+            forwards.push(name.to_string());
+        }
         AppView {
             name: app.name.to_string(),
             state: app.state().as_str().to_owned(),
@@ -332,6 +306,7 @@ impl AppView {
                 .and_then(|host| host.lease.as_ref())
                 .and_then(|lease| rfc3339(lease.expires)),
             vhost,
+            forwards,
             notes,
         }
     }

@@ -5,7 +5,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::clock::Uptime;
 use crate::daemon::{self, Origin};
-use crate::{commands, supervisor, vhost_command};
+use crate::{commands, forward_command, supervisor, vhost_command};
 
 /// The whole network of a Proxmox host's apps: DHCP, DNS, reverse proxy, NAT and firewall from one table.
 #[derive(Debug, Parser)]
@@ -231,6 +231,41 @@ pub struct VhostSettings {
     pub unset: Vec<String>,
 }
 
+/// What `forward add` takes beside the targets.
+#[derive(Debug, Args)]
+pub struct ForwardSettings {
+    /// tcp or udp
+    #[arg(long, default_value = "tcp")]
+    pub protocol: String,
+    /// nat: the kernel translates addresses, and the app sees the client's; proxy: the appliance carries it
+    #[arg(long)]
+    pub mode: Option<String>,
+    /// Header with the client's address towards the target: v1 or v2
+    #[arg(long, value_name = "VERSION")]
+    pub proxy_protocol: Option<String>,
+    /// Network whose connections begin with such a header, or `all`; may be given more than once
+    #[arg(long, value_name = "NETWORK")]
+    pub accept_proxy_protocol: Vec<String>,
+    /// round_robin, least_connections or random_two
+    #[arg(long, value_name = "HOW")]
+    pub balance: Option<String>,
+    /// Probe the targets by connecting to them
+    #[arg(long)]
+    pub health: bool,
+    /// Time between probes, such as 10s
+    #[arg(long, value_name = "TIME")]
+    pub health_interval: Option<String>,
+    /// Time that a probe may take
+    #[arg(long, value_name = "TIME")]
+    pub health_timeout: Option<String>,
+    /// Silence after which a connection ends, such as 10m
+    #[arg(long, value_name = "TIME")]
+    pub idle_timeout: Option<String>,
+    /// Connections at once
+    #[arg(long, value_name = "COUNT")]
+    pub max_connections: Option<u32>,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum ForwardCommand {
     /// List port forwards
@@ -238,11 +273,11 @@ pub enum ForwardCommand {
     /// Forward a port to an app: `forward add 2222 gitea:22`
     Add {
         port: u16,
-        /// address:port or app:port
-        to: String,
-        /// tcp or udp
-        #[arg(long, default_value = "tcp")]
-        protocol: String,
+        /// address:port or app:port; several for balancing, by the proxy
+        #[arg(required = true)]
+        to: Vec<String>,
+        #[command(flatten)]
+        settings: Box<ForwardSettings>,
     },
     /// Remove a port forward
     Rm {
@@ -287,7 +322,7 @@ pub fn run(uptime: Uptime) -> ExitCode {
         Command::Lease(command) => commands::lease(&asked, command),
         Command::Dns(command) => commands::dns(&asked, command),
         Command::Vhost(command) => vhost_command::run(&asked, command),
-        Command::Forward(command) => commands::forward(&asked, command),
+        Command::Forward(command) => forward_command::run(&asked, command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

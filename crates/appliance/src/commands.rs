@@ -4,15 +4,14 @@ use std::path::PathBuf;
 
 use hyper::Method;
 use proximity_admin::{
-    AppView, ForwardInput, ForwardView, LeaseView, Page, RecordInput, RecordView, Reloaded, ReservationInput,
-    Status, Upgraded,
+    AppView, LeaseView, Page, RecordInput, RecordView, Reloaded, ReservationInput, Status, Upgraded,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::api_client::ApiClient;
-use crate::cli::{AppCommand, DnsCommand, ForwardCommand, LeaseCommand, Place};
+use crate::cli::{AppCommand, DnsCommand, LeaseCommand, Place};
 use crate::{daemon, say, table_text, vhost_command};
 
 /// What holds for every command.
@@ -180,6 +179,9 @@ pub fn app(asked: &Asked, command: AppCommand) -> Done {
                         ),
                     ));
                 }
+                if !app.forwards.is_empty() {
+                    rows.push(("forwarded", app.forwards.join(", ")));
+                }
                 rows.extend(app.notes.into_iter().map(|note| ("note", note)));
                 rows.into_iter().for_each(|(key, value)| say!("{key:12} {value}"));
             })
@@ -248,43 +250,6 @@ pub fn dns(asked: &Asked, command: DnsCommand) -> Done {
         DnsCommand::Rm { name, rtype } => {
             let path = format!("/dns/records/{}/{}", escape(&name), escape(&rtype));
             asked.change(Method::DELETE, &path, None, &format!("{name} {rtype} is removed"))
-        }
-    }
-}
-
-pub fn forward(asked: &Asked, command: ForwardCommand) -> Done {
-    match command {
-        ForwardCommand::Ls => asked.list(
-            "/forwards",
-            "no port forward",
-            &["protocol", "port", "to", "leads to", "source"],
-            |forward: ForwardView| {
-                let source = json!(forward.source).as_str().unwrap_or_default().to_owned();
-                vec![forward.protocol, forward.port.to_string(), forward.to, text(forward.target), source]
-            },
-        ),
-        ForwardCommand::Add { port, to, protocol } => {
-            let body = json!(ForwardInput {
-                protocol: serde_json::from_value(json!(protocol))
-                    .map_err(|_| format!("`{protocol}` is not a protocol: write tcp or udp"))?,
-                port,
-                to: to.clone()
-            });
-            asked.change(
-                Method::POST,
-                "/forwards",
-                Some(body),
-                &format!("{protocol} port {port} leads to {to}"),
-            )
-        }
-        ForwardCommand::Rm { port, protocol } => {
-            let path = format!("/forwards/{}/{port}", escape(&protocol));
-            asked.change(
-                Method::DELETE,
-                &path,
-                None,
-                &format!("{protocol} port {port} leads nowhere any more"),
-            )
         }
     }
 }

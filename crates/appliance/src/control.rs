@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use hyper::StatusCode;
-use proximity_admin::{Appliance, Edit, Problem, Reloaded, ServiceVerb, ServiceView, Status, Upgraded};
+use proximity_admin::{
+    Appliance, Edit, ForwardFigures, Problem, Reloaded, ServiceVerb, ServiceView, Status, Upgraded,
+};
 use proximity_config::Config;
 use proximity_dhcp::Stats;
 use proximity_dns::{DnsSettings, Forwarder, Upstream};
-use proximity_proxy::Reason;
-use proximity_table::{AppState, Generation, HealthState, Route, Verdict, World};
+use proximity_proxy::{Reason, StreamPort, StreamReason};
+use proximity_table::{AppState, Backend, Generation, HealthState, ResolvedForward, Route, Verdict, World};
 use tokio::sync::mpsc;
 
 use crate::clock::Uptime;
@@ -80,6 +82,11 @@ impl Control {
             problems
                 .push(format!("the configuration file is wrong, the last good one is in force: {refused}"));
         }
+        for (port, reason) in self.data.forwards().troubles() {
+            problems.push(format!(
+                "{port} is not forwarded: {reason}: stop what listens there, or forward another port"
+            ));
+        }
         if !running.needs_restart.is_empty() {
             problems.push(format!("a restart is needed for {}", running.needs_restart.join(", ")));
         }
@@ -126,7 +133,15 @@ impl Control {
         let totals = self.data.proxy_totals();
         let proxy =
             Reason::ALL.into_iter().map(|reason| (format!("proxy.{}", reason.as_str()), totals.of(reason)));
-        dhcp.chain(dns_drops).chain(malformed).chain(proxy).filter(|(_, count)| *count > 0).collect()
+        let forwards = self.data.forwards();
+        let streams = StreamReason::ALL.into_iter();
+        let streams = streams.map(|reason| (format!("forward.{}", reason.as_str()), forwards.count(reason)));
+        dhcp.chain(dns_drops)
+            .chain(malformed)
+            .chain(proxy)
+            .chain(streams)
+            .filter(|(_, count)| *count > 0)
+            .collect()
     }
 
     fn statistics(&self, world: &World) -> BTreeMap<String, u64> {
@@ -144,6 +159,8 @@ impl Control {
             let mut probed = route.backends().peekable();
             probed.peek().is_some() && probed.all(|b| b.state() == HealthState::Unhealthy)
         };
+        let streams = self.data.forwards().total();
+        let forwards_unhealthy = world.forwards.iter().filter(|forward| is_unhealthy(forward)).count();
         let unhealthy = world.routes.values().filter(failing).count();
         [
             ("active_leases", ledger.bound_count() as u64),
@@ -160,6 +177,12 @@ impl Control {
             ("http_requests", proxy.responses.iter().sum()),
             ("http_5xx", proxy.responses[5]),
             ("http_connections", proxy.open),
+            ("forwards", world.forwards.len() as u64),
+            ("forwards_unhealthy", forwards_unhealthy as u64),
+            ("forward_connections", streams.open),
+            ("forward_connections_taken", streams.taken),
+            ("forward_bytes_received", streams.received),
+            ("forward_bytes_sent", streams.sent),
             ("log_lines_lost", log::lost()),
         ]
         .map(|(name, value)| (name.to_owned(), value))
@@ -197,6 +220,24 @@ impl Appliance for Control {
             config_file: self.config_path.display().to_string(),
             needs_restart: needs_restart.iter().map(|what| (*what).to_owned()).collect(),
             draining_processes: self.followers.pids(),
+        }
+    }
+
+    fn forward_figures(&self, forward: &ResolvedForward) -> ForwardFigures {
+        let forwards = self.data.forwards();
+        let port = StreamPort { protocol: forward.protocol, number: forward.port };
+        let load = forwards.load(port);
+        let of_target = |target: &Backend| {
+            let load = forwards.target_load(&target.key).filter(|_| forward.proxy.is_some());
+            load.map_or((0, None), |load| (load.in_flight.into(), Some(load.circuit.as_str())))
+        };
+        ForwardFigures {
+            open: load.open,
+            taken: load.taken,
+            received: load.received,
+            sent: load.sent,
+            trouble: forwards.troubles().into_iter().find(|(other, _)| *other == port).map(|(_, why)| why),
+            targets: forward.targets.iter().map(of_target).collect(),
         }
     }
 
@@ -244,7 +285,10 @@ impl Appliance for Control {
     }
 
     async fn edit(&self, edit: Edit) -> Result<Generation, Problem> {
-        self.registrar.edit(edit).await
+        let edited = self.registrar.edit(edit).await;
+        // A port that was added is listened on before anybody is told.
+        self.data.follow_forwards();
+        edited
     }
 
     fn set_service(&self, name: &str, verb: ServiceVerb) -> Result<(), Problem> {
@@ -318,6 +362,7 @@ impl Appliance for Control {
         }
         self.data.set_proxy_settings(&new.proxy.settings);
         let generation = self.registrar.set_intent(new.intent).await;
+        self.data.follow_forwards();
         let generation = generation.map_or(0, |generation| generation.0);
         log!(Info, "config", "the file is in force", generation = generation);
         Ok(Reloaded {
@@ -325,6 +370,12 @@ impl Appliance for Control {
             needs_restart: needs_restart.iter().map(|what| (*what).to_owned()).collect(),
         })
     }
+}
+
+/// Whether every target of a forward was probed in vain.
+fn is_unhealthy(forward: &ResolvedForward) -> bool {
+    let ill = |target: &Backend| target.state() == HealthState::Unhealthy;
+    forward.health.is_some() && !forward.targets.is_empty() && forward.targets.iter().all(ill)
 }
 
 /// The forwarder's settings in a configuration.

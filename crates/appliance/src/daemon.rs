@@ -182,7 +182,8 @@ async fn begin(
     }
     let admin = AdminSockets::open(&config, &mut sockets)?;
     let forwarder = Arc::new(ArcSwap::from_pointee(Forwarder::new(&dns_settings(&config))?));
-    let data = DataThreads::start(&config, registrar.world(), &forwarder, &mut sockets, &before.stopped)?;
+    let (world, published) = (registrar.world(), registrar.published());
+    let data = DataThreads::start(&config, world, &forwarder, published, &mut sockets, &before.stopped)?;
     let ready_after = uptime.milliseconds();
 
     if let Some(takeover) = takeover.take() {

@@ -2,7 +2,7 @@
 //! published world.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use proximity_config::Config;
 use proximity_dns::{DnsServer, DnsSnapshot, DnsStats, Forwarder};
-use proximity_proxy::{AccessLog, Counters, Course, DataPlane, Shared, Totals};
+use proximity_proxy::{AccessLog, Counters, Course, DataPlane, Shared, StreamForwards, StreamThread, Totals};
 use proximity_table::{ProxySettings, World};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -41,6 +41,7 @@ pub struct DataThreads {
     shared: Arc<Shared>,
     proxy: Mutex<Vec<Arc<Counters>>>,
     dns: Vec<Arc<DnsStats>>,
+    forwards: StreamForwards,
 }
 
 /// A service that is not stopped.
@@ -86,17 +87,21 @@ impl DataThreads {
         config: &Config,
         world: &Arc<ArcSwap<World>>,
         forwarder: &Arc<ArcSwap<Forwarder>>,
+        published: watch::Receiver<u64>,
         inherited: &mut Inherited,
         stopped: &[String],
     ) -> Result<DataThreads, ListenError> {
+        let drain = Duration::from_secs(config.proxy.settings.drain.into());
+        let forwards = StreamForwards::new(world.clone(), published, Ipv4Addr::UNSPECIFIED, drain);
         let count = thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
         let mut threads = Vec::new();
         let mut inboxes = Vec::new();
         for index in 0..count {
             let (inbox, work) = mpsc::unbounded_channel();
             inboxes.push(inbox);
+            let streams = forwards.thread();
             let body = move || {
-                if let Err(error) = run(work) {
+                if let Err(error) = run(work, streams) {
                     log!(Error, "data", "a data thread ended", error = error);
                 }
             };
@@ -115,6 +120,7 @@ impl DataThreads {
             shared: Arc::new(Shared::new(config.proxy.settings.clone(), salt, salt::random())),
             proxy: Mutex::default(),
             dns: (0..count).map(|_| Arc::default()).collect(),
+            forwards,
         };
         let wanted = |service: &str| !stopped.iter().any(|stopped| stopped == service);
         // All sockets before anything is served: what fails is to fail before.
@@ -123,6 +129,9 @@ impl DataThreads {
         let proxy = wanted("proxy").then(|| proxy_sockets(config, count, inherited)).transpose()?;
         dns.into_iter().for_each(|sockets| started.serve_dns(sockets));
         proxy.into_iter().for_each(|sockets| started.serve_proxy(sockets));
+        // A port that cannot be had is the forward's trouble alone.
+        started.forwards.adopt(inherited.take_forwards());
+        started.follow_forwards();
         Ok(started)
     }
 
@@ -142,9 +151,22 @@ impl DataThreads {
         Ok(())
     }
 
+    /// The ports that are forwarded here.
+    pub fn forwards(&self) -> &StreamForwards {
+        &self.forwards
+    }
+
+    /// Listens at the ports that the present world wants forwarded here, and no longer at others.
+    pub fn follow_forwards(&self) {
+        for (port, reason) in self.forwards.follow(&self.world.load()) {
+            log!(Error, "forward", "a port is not listened on", port = port, reason = reason);
+        }
+    }
+
     /// Has the proxies treat clients by changed settings from now on.
     pub fn set_proxy_settings(&self, settings: &ProxySettings) {
         self.shared.settings.store(Arc::new(settings.clone()));
+        self.forwards.set_drain(Duration::from_secs(settings.drain.into()));
     }
 
     /// Stops answering DNS.
@@ -171,7 +193,11 @@ impl DataThreads {
         let (dns, proxy) = (lock(&self.dns_running), lock(&self.proxy_running));
         let dns = dns.iter().flat_map(|running| &running.kept);
         let proxy = proxy.iter().flat_map(|running| &running.kept);
-        dns.chain(proxy).map(|(label, socket)| Ok((label.clone(), socket.try_clone()?))).collect()
+        let services = dns.chain(proxy).map(|(label, socket)| Ok((label.clone(), socket.try_clone()?)));
+        let forwards = self.forwards.sockets()?.into_iter();
+        let forwards =
+            forwards.map(|(port, socket)| Ok((Label::Forward(port.protocol, port.number), socket)));
+        services.chain(forwards).collect()
     }
 
     /// Takes nothing any more, because another process has the sockets; what is open goes on. Blocks until the
@@ -185,6 +211,7 @@ impl DataThreads {
             running.course.send_replace(Course::Retire);
             running.kept.clear();
         }
+        self.forwards.retire();
         let inboxes = lock(&self.inboxes);
         let (heard, all) = sync_channel(inboxes.len());
         // A thread that ended has said so.
@@ -238,6 +265,7 @@ impl DataThreads {
     pub fn stop(&self) {
         self.stop_dns();
         self.stop_proxy();
+        self.forwards.stop();
         self.finish();
     }
 
@@ -348,10 +376,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Serves what comes in, until nothing can come any more and the proxies have drained.
-fn run(mut inbox: mpsc::UnboundedReceiver<Work>) -> io::Result<()> {
+fn run(mut inbox: mpsc::UnboundedReceiver<Work>, streams: StreamThread) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
+        let streams = tokio::task::spawn_local(streams.serve());
         let mut proxies = Vec::new();
         let mut dns_tasks = JoinSet::new();
         let mut retired = false;
@@ -388,6 +417,8 @@ fn run(mut inbox: mpsc::UnboundedReceiver<Work>) -> io::Result<()> {
                 log!(Error, "data", "the proxy ended", error = error);
             }
         }
+        // It ends by itself when it was stopped, or retired and nothing is open any more.
+        let _ = streams.await;
         if retired {
             let answered = async { while dns_tasks.join_next().await.is_some() {} };
             let _ = tokio::time::timeout(LAST_ANSWERS, answered).await;

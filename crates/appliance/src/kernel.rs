@@ -1,7 +1,7 @@
 //! Makes the kernel's firewall match the world, and finds out when it does not any more.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
@@ -302,11 +302,16 @@ fn policy(world: &World, admin_ports: &[u16]) -> Policy {
         forwards: world
             .forwards
             .iter()
-            .map(|forward| PortForward {
-                protocol: forward.protocol,
-                port: forward.port,
-                to: SocketAddrV4::new(forward.ip, forward.to_port),
+            .filter_map(|forward| {
+                let (protocol, port) = (forward.protocol, forward.port);
+                forward.translated_to().map(|to| PortForward { protocol, port, to })
             })
+            .collect(),
+        proxied: world
+            .forwards
+            .iter()
+            .filter(|forward| forward.proxy.is_some())
+            .map(|forward| (forward.protocol, forward.port))
             .collect(),
         ..Policy::new(intent.wan_interface.to_string())
     }

@@ -10,6 +10,7 @@ mod control;
 mod daemon;
 mod data_plane;
 mod export;
+mod forward_command;
 mod kernel;
 mod lan;
 mod log;

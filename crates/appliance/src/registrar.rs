@@ -12,8 +12,8 @@ use proximity_admin::{Edit, Problem};
 use proximity_dhcp::{Answer, Drop, Reply, Request, Server, Stats};
 use proximity_store::{State, Store, StoreError};
 use proximity_table::{
-    BackendKey, Change, Facts, Generation, Health, Intent, Lease, LeaseState, Ledger, Timestamp, Touched,
-    Wan, World,
+    BackendKey, Change, Facts, Generation, Health, Intent, Lease, LeaseState, Ledger, ResolvedForward,
+    Timestamp, Touched, Wan, World,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -576,12 +576,21 @@ fn leased_change(before: &World, after: &World, changes: &[Change]) -> LeasedCha
 /// Whether the firewall's plan can differ between two worlds.
 fn ruleset_differs(before: &World, after: &World) -> bool {
     let (old, new) = (before.facts.intent(), after.facts.intent());
-    before.forwards != after.forwards
+    forwards_differ(before, after)
         || before.facts.wan() != after.facts.wan()
         || old.networks != new.networks
         || old.wan_interface != new.wan_interface
         || (old.masquerade, old.isolate_management, old.wan_dns)
             != (new.masquerade, new.isolate_management, new.wan_dns)
+}
+
+/// Whether the firewall does something else for a forwarded port: verdicts of probes are not its business.
+fn forwards_differ(before: &World, after: &World) -> bool {
+    let plan = |forward: &Arc<ResolvedForward>| {
+        (forward.protocol, forward.port, forward.proxy.is_some(), forward.translated_to())
+    };
+    !Arc::ptr_eq(&before.forwards, &after.forwards)
+        && !before.forwards.iter().map(plan).eq(after.forwards.iter().map(plan))
 }
 
 /// One line for each change that somebody asked for or a client caused.

@@ -90,6 +90,7 @@ impl Tasks {
             watchers: vec![
                 tokio::spawn(watch_firewall(control.kernel.clone())).abort_handle(),
                 spawn_prober(&control.registrar),
+                tokio::spawn(follow_forwards(control.clone())).abort_handle(),
             ],
             export: tokio::spawn(export),
             uplink: tokio::spawn(work.uplink.clone().run(held, stopped)),
@@ -197,6 +198,15 @@ fn open_socket(path: &Path) -> std::io::Result<std::os::unix::net::UnixListener>
     let listener = std::os::unix::net::UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+/// Opens and closes forwarded ports as worlds come. An edit does so itself before it is answered; this is for
+/// what else changes the world, and for ports that could not be had.
+async fn follow_forwards(control: Arc<Control>) {
+    let mut published = control.registrar.published();
+    while published.changed().await.is_ok() {
+        control.data.follow_forwards();
+    }
 }
 
 /// Has the firewall compared whenever somebody else changes it.

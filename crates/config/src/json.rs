@@ -1,10 +1,11 @@
 //! Objects of the admin API are written in JSON and spelled as in the file, so the same code reads both.
 
-use proximity_table::{Name, Vhost};
+use proximity_table::{Forward, Name, Vhost};
 use serde_json::{Map, Value};
 use toml_edit::{Array, InlineTable, Item, Table};
 
 use crate::Report;
+use crate::forward;
 use crate::section::Section;
 use crate::vhost::{self, Hashes};
 
@@ -20,6 +21,19 @@ pub fn vhost_from_json(object: &Map<String, Value>, domain: &Name) -> Result<Vho
     section.finish();
     match vhost {
         Some(vhost) => report.into_result(vhost),
+        None => Err(report),
+    }
+}
+
+/// A port forward as JSON: the keys of `[[forward]]`. `null` is as good as nothing.
+pub fn forward_from_json(object: &Map<String, Value>) -> Result<Forward, Report> {
+    let report = Report::collector("");
+    let table = table(object);
+    let mut section = Section::named("forward", &table, &report);
+    let forward = forward::read(&mut section);
+    section.finish();
+    match forward {
+        Some(forward) => report.into_result(forward),
         None => Err(report),
     }
 }

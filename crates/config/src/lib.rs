@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod forward;
 mod header_edits;
 mod json;
 mod network;
@@ -22,8 +23,7 @@ use std::path::PathBuf;
 
 use proximity_table::{Intent, Ipv4Net, Label, Name, Protocol};
 
-pub use json::vhost_from_json;
-pub use objects::forward_target;
+pub use json::{forward_from_json, vhost_from_json};
 pub use problem::{Problem, Report};
 pub use proxy::Proxy;
 use section::Section;
@@ -201,7 +201,7 @@ impl Config {
         let nat = table.boolean("enabled", true);
         table.finish();
 
-        let forwards = objects::forwards(root);
+        let forwards = forward::read_all(root);
 
         let mut table = root.table("firewall");
         let isolate_management = table.boolean("isolate_management", true);

@@ -1,20 +1,9 @@
 use std::sync::Arc;
 
 use imbl::OrdMap;
-use proximity_table::{
-    BackendTarget, Forward, ForwardTarget, Name, Owned, Protocol, Record, RecordData, RecordType, Source,
-};
+use proximity_table::{Name, Owned, Record, RecordData, RecordType, Source};
 
 use crate::section::Section;
-use crate::vhost::backend_target;
-
-/// The target of a port forward as text: `address:port`, or `app:port`.
-pub fn forward_target(text: &str) -> Option<(ForwardTarget, u16)> {
-    match backend_target(text)? {
-        BackendTarget::Address(addr) => Some((ForwardTarget::Address(*addr.ip()), addr.port())),
-        BackendTarget::App { name, port } => Some((ForwardTarget::App(name), port)),
-    }
-}
 
 pub fn records(dns: &mut Section<'_>, domain: &Name) -> OrdMap<(Name, RecordType), Owned<Vec<Record>>> {
     let mut sets: OrdMap<(Name, RecordType), Owned<Vec<Record>>> = OrdMap::new();
@@ -40,32 +29,4 @@ pub fn records(dns: &mut Section<'_>, domain: &Name) -> OrdMap<(Name, RecordType
         table.finish();
     }
     sets
-}
-
-pub fn forwards(root: &mut Section<'_>) -> OrdMap<(Protocol, u16), Owned<Forward>> {
-    let mut forwards = OrdMap::new();
-    for mut table in root.tables("forward") {
-        let protocol = match table.word("protocol", &["tcp", "udp"]) {
-            "udp" => Protocol::Udp,
-            _ => Protocol::Tcp,
-        };
-        let port = table.port("port");
-        let to: Option<String> = table.required("to", "gitea:22");
-        if let Some(port) = port {
-            if let Some((to, to_port)) = to.as_deref().and_then(forward_target) {
-                let forward = Forward { protocol, port, to, to_port };
-                if forwards.insert((protocol, port), (Source::Config, Arc::new(forward))).is_some() {
-                    let message = format!("{} port {port} is forwarded twice", protocol.as_str());
-                    table.refuse("port", &message, "use another port for one of them");
-                }
-            } else if let Some(to) = to {
-                let hint = "write an app or an address with a port, such as gitea:22 or 10.20.0.10:22";
-                table.refuse("to", &format!("`{to}` is not a target"), hint);
-            }
-        } else if !table.has("port") {
-            table.refuse_all("[forward] has no port", "add port = 2222");
-        }
-        table.finish();
-    }
-    forwards
 }

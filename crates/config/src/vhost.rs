@@ -221,6 +221,7 @@ fn health(table: &mut Section<'_>, base: &HealthPolicy) -> HealthPolicy {
     let mut health = table.table("health");
     let method = health.choice("method", &["GET", "HEAD", "OPTIONS"]);
     let policy = HealthPolicy {
+        kind: base.kind,
         uri: health.string("uri", &base.uri),
         interval: health.duration("interval", base.interval, 1),
         timeout: health.duration("timeout", base.timeout, 1),

@@ -117,6 +117,7 @@ fn every_key_of_a_vhost_is_read() {
     assert!(vhost.default && vhost.enabled && vhost.tls.verify);
     assert_eq!(vhost.tls.server_name.as_deref(), Some("shop.internal"));
     let health = HealthPolicy {
+        kind: Default::default(),
         uri: "/up?deep=1".into(),
         interval: 10,
         timeout: 2,

@@ -34,7 +34,8 @@ pub enum PlanError {
 /// Rule ids, by chain (each is the rule's comment and the key of its counter):
 /// - `prerouting`: `forward-<proto>-<port>`, `hairpin-<proto>-<port>`
 /// - `input`: `loopback`, `input-established`, `admin-from-lan-<port>`, `spoof-input-<interface>`,
-///   `wan-dhcp`, `wan-dns-udp`, `wan-dns-tcp` (with DNS on the uplink: `wan-dns-<proto>-to-<interface>`)
+///   `wan-dhcp`, `wan-dns-udp`, `wan-dns-tcp` (with DNS on the uplink: `wan-dns-<proto>-to-<interface>`),
+///   `proxied-<proto>-<port>`
 /// - `forward`: `forward-established`, `invalid-from-lan`, `invalid-to-lan`, `spoof-<interface>`,
 ///   `isolate-management`, `leased-out`, `static-out`, `within-<interface>`, `published`,
 ///   `between-networks`, `management-to-lan`, `to-lan`, `from-lan`
@@ -90,9 +91,10 @@ fn check(policy: &Policy) -> Result<(), PlanError> {
         }
     }
     let mut ports = BTreeSet::new();
-    for forward in &policy.forwards {
-        if !ports.insert((forward.protocol, forward.port)) {
-            return Err(PlanError::ForwardTwice(forward.protocol, forward.port));
+    let translated = policy.forwards.iter().map(|forward| (forward.protocol, forward.port));
+    for (protocol, port) in translated.chain(policy.proxied.iter().copied()) {
+        if !ports.insert((protocol, port)) {
+            return Err(PlanError::ForwardTwice(protocol, port));
         }
     }
     Ok(())
@@ -148,6 +150,10 @@ fn input(policy: &Policy) -> Vec<Rule> {
             let id = format!("wan-dns-{protocol}-to-{}", lan.interface);
             rules.push(counted(id, matches, Verdict::Drop));
         }
+    }
+    for &(protocol, port) in &policy.proxied {
+        let id = format!("proxied-{protocol}-{port}");
+        rules.push(counted(id, vec![Match::Port(protocol, port)], Verdict::Accept));
     }
     rules
 }
@@ -275,6 +281,20 @@ mod tests {
     fn the_seed_with_one_forward() {
         let text = plan(&Policy { forwards: vec![gitea()], ..seed() }).unwrap().to_string();
         compare(&text, "seed-with-forward.nft");
+    }
+
+    #[test]
+    fn a_port_that_the_proxy_carries_is_open_and_not_translated() {
+        let proxied = vec![(Protocol::Tcp, 2222), (Protocol::Udp, 5353)];
+        let ruleset = plan(&Policy { proxied: proxied.clone(), ..seed() }).unwrap();
+        let rule = ruleset.rule("proxied-udp-5353").unwrap().to_string();
+        assert_eq!(rule, "udp dport 5353 counter accept comment \"proxied-udp-5353\"");
+        assert!(ruleset.rule("forward-tcp-2222").is_none() && ruleset.rule("hairpin-snat-eth1").is_none());
+        let chain = ruleset.chains.iter().find(|chain| chain.hook == Hook::Input).unwrap();
+        let at = |id: &str| chain.rules.iter().position(|rule| rule.id == id).unwrap();
+        assert!(at("spoof-input-eth1") < at("proxied-tcp-2222"), "a forged source gets nowhere with it");
+        let both = Policy { proxied, forwards: vec![gitea()], ..seed() };
+        assert_eq!(plan(&both).unwrap_err(), PlanError::ForwardTwice(Protocol::Tcp, 2222));
     }
 
     #[test]

@@ -29,8 +29,10 @@ pub struct Policy {
     pub dns_port: u16,
     /// Whether DNS may be asked from the uplink (on the uplink's addresses only, never on a gateway address).
     pub wan_dns: bool,
-    /// Published ports.
+    /// Published ports that lead to apps.
     pub forwards: Vec<PortForward>,
+    /// Published ports that the appliance itself listens on, and carries to apps.
+    pub proxied: Vec<(Protocol, u16)>,
 }
 
 impl Policy {
@@ -48,6 +50,7 @@ impl Policy {
             dns_port: 53,
             wan_dns: false,
             forwards: Vec::new(),
+            proxied: Vec::new(),
         }
     }
 }

@@ -28,6 +28,8 @@ pub struct Monitor {
 pub enum Outcome {
     /// The backend answered with this status.
     Answered(u16),
+    /// It took a connection, which is all that was asked for.
+    Connected,
     /// Nothing listens on the port.
     Refused,
     /// No way to the address.
@@ -44,12 +46,17 @@ impl Outcome {
     /// Any status below 500 counts: many apps answer `/` with a redirect, with 401 (Plex, registries) or
     /// with 404 (plain APIs) in perfect health, and a check that calls those ill would take them away.
     pub fn passed(self) -> bool {
-        matches!(self, Outcome::Answered(status) if status < 500)
+        match self {
+            Outcome::Answered(status) => status < 500,
+            Outcome::Connected => true,
+            _ => false,
+        }
     }
 
     /// What was seen, in words; `None` when the probe passed.
     pub fn reason(self, policy: &HealthPolicy) -> Option<String> {
         match self {
+            Outcome::Connected => None,
             Outcome::Answered(status) if status < 500 => None,
             Outcome::Answered(status) => Some(format!("{} answered {status}", policy.uri)),
             Outcome::Refused => Some("connection refused: nothing listens on the port".to_owned()),

@@ -5,6 +5,10 @@
 //! `stream`, `pool`, `prober`, `peers`) and log lines (`access_writer`, `access_file`, `free_space`). A data thread owns its listeners, its upstream
 //! connections and its log buffer, and reads one world per request; it shares nothing that it would have to
 //! lock.
+//!
+//! Ports that are forwarded by the proxy are beside that: `stream_forwards` opens and closes them as worlds come,
+//! `stream_thread` serves them on each data thread, `stream_tcp`, `stream_pair` and `stream_udp` carry, and the
+//! pure `stream_choice` and `stream_session` decide.
 
 #![forbid(unsafe_code)]
 
@@ -53,6 +57,14 @@ mod site;
 mod splice;
 mod stats;
 mod stream;
+mod stream_choice;
+mod stream_forwards;
+mod stream_pair;
+mod stream_session;
+mod stream_stats;
+mod stream_tcp;
+mod stream_thread;
+mod stream_udp;
 mod targets;
 mod ticket;
 mod tls;
@@ -86,3 +98,6 @@ pub use retry_budget::RetryBudget;
 pub use server::{DataPlane, Snapshot, listen};
 pub use shared::Shared;
 pub use stats::{ByReason, Counters, Reason, Totals};
+pub use stream_forwards::{StreamForwards, StreamPort};
+pub use stream_stats::{StreamLoad, StreamReason};
+pub use stream_thread::StreamThread;

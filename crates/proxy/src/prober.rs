@@ -9,7 +9,7 @@ use http::{Request, header};
 use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use proximity_table::{BackendKey, Health, HealthPolicy, Timestamp, World};
+use proximity_table::{BackendKey, Health, HealthPolicy, ProbeKind, Timestamp, World};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -27,7 +27,7 @@ const REST: u32 = 20;
 /// A backend came to another verdict; `None` when it is no longer probed.
 pub type HealthReport = (Arc<str>, BackendKey, Option<Health>);
 
-/// Probes every backend of the present world and reports changes of the verdict, until `generations` or
+/// Probes every backend and every forward's target of the present world and reports changes of the verdict, until `generations` or
 /// `reports` is closed. `generations` tells that a new world is in `snapshot`; `seed` spreads the probes.
 pub async fn probe(
     snapshot: Snapshot,
@@ -162,7 +162,7 @@ impl Schedule {
     }
 }
 
-/// One probe: a GET on a connection of its own, judged by the status alone.
+/// One probe: a GET on a connection of its own, judged by the status alone; or nothing but the connection.
 async fn ask(key: BackendKey, policy: &HealthPolicy) -> Outcome {
     let limit = Duration::from_secs(u64::from(policy.timeout.max(1)));
     timeout(limit, exchange(key, policy)).await.unwrap_or(Outcome::TimedOut)
@@ -173,6 +173,9 @@ async fn exchange(key: BackendKey, policy: &HealthPolicy) -> Outcome {
         Ok(stream) => stream,
         Err(error) => return why_not(&error),
     };
+    if policy.kind == ProbeKind::Connect {
+        return Outcome::Connected;
+    }
     let request = Request::get(policy.uri.as_str())
         .header(header::HOST, key.addr.to_string())
         .header(header::USER_AGENT, "Proximity-Health/1")

@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use proximity_table::{BackendKey, BackendProtocol, HealthPolicy, Route, Verdict, World};
+use proximity_table::{BackendKey, BackendProtocol, HealthPolicy, ResolvedForward, Route, Verdict, World};
 
 /// What is probed: a backend of an app, whatever names lead to it.
 pub type TargetKey = (Arc<str>, BackendKey);
@@ -42,29 +42,57 @@ impl Targets {
             if before.is_some_and(|before| Arc::ptr_eq(before, route)) {
                 continue;
             }
-            // New claims first: what stays claimed is not forgotten in between.
-            let claimed = probed(route);
-            for (key, policy) in &claimed {
-                let claim =
-                    Claim { name: name.clone(), policy: policy.clone(), from_lease: route.from_lease() };
-                self.claim(key.clone(), claim, &mut changes);
-            }
-            if let Some(before) = before {
-                for (key, _) in probed(before) {
-                    if !claimed.contains_key(&key) {
-                        self.release(&key, name, &mut changes);
-                    }
-                }
-            }
+            self.step(
+                name,
+                route.from_lease(),
+                probed(route),
+                before.map(|route| probed(route)),
+                &mut changes,
+            );
         }
-        if let Some(old) = old.filter(|old| old.routes.len() > known) {
+        if let Some(old) = old.as_ref().filter(|old| old.routes.len() > known) {
             for (name, route) in old.routes.iter().filter(|(name, _)| !world.routes.contains_key(*name)) {
-                for (key, _) in probed(route) {
-                    self.release(&key, name, &mut changes);
-                }
+                self.step(name, false, HashMap::new(), Some(probed(route)), &mut changes);
             }
         }
+        self.follow_forwards(old.as_deref(), world, &mut changes);
         changes.into_iter().filter_map(|(key, before)| self.change_of(key, before)).collect()
+    }
+
+    fn follow_forwards(&mut self, old: Option<&World>, world: &World, changes: &mut Before) {
+        if old.is_some_and(|old| Arc::ptr_eq(&old.forwards, &world.forwards)) {
+            return;
+        }
+        for forward in world.forwards.iter() {
+            let before = old.and_then(|old| old.forward(forward.protocol, forward.port));
+            if !before.is_some_and(|before| Arc::ptr_eq(before, forward)) {
+                let (now, before) = (probed_targets(forward), before.map(|before| probed_targets(before)));
+                self.step(&forward.health_name(), false, now, before, changes);
+            }
+        }
+        let there = |gone: &&Arc<ResolvedForward>| world.forward(gone.protocol, gone.port).is_none();
+        for gone in old.into_iter().flat_map(|old| old.forwards.iter()).filter(there) {
+            self.step(&gone.health_name(), false, HashMap::new(), Some(probed_targets(gone)), changes);
+        }
+    }
+
+    /// Moves the wishes of one name on.
+    fn step(
+        &mut self,
+        name: &Arc<str>,
+        from_lease: bool,
+        now: Wishes,
+        before: Option<Wishes>,
+        changes: &mut Before,
+    ) {
+        // New claims first: what stays claimed is not forgotten in between.
+        for (key, policy) in &now {
+            let claim = Claim { name: name.clone(), policy: policy.clone(), from_lease };
+            self.claim(key.clone(), claim, changes);
+        }
+        for key in before.iter().flat_map(|before| before.keys()).filter(|key| !now.contains_key(*key)) {
+            self.release(key, name, changes);
+        }
     }
 
     fn claim(&mut self, key: TargetKey, claim: Claim, changes: &mut Before) {
@@ -96,6 +124,8 @@ impl Targets {
     }
 }
 
+/// What one name wants probed, and how.
+type Wishes = HashMap<TargetKey, Arc<HealthPolicy>>;
 /// Which policy the touched backends had before.
 type Before = HashMap<TargetKey, Option<Arc<HealthPolicy>>>;
 
@@ -106,7 +136,7 @@ fn policy_of(claims: &[Claim]) -> Option<Arc<HealthPolicy>> {
 
 /// The backends of a route that are probed, and how. An app that is stopped or switched off is left alone, and
 /// only what can be spoken is asked. A backend of several paths is probed the way of the first.
-fn probed(route: &Route) -> HashMap<TargetKey, Arc<HealthPolicy>> {
+fn probed(route: &Route) -> Wishes {
     let mut probed = HashMap::new();
     for service in route.services() {
         let asked = matches!(service.verdict, Verdict::Ready | Verdict::Starting)
@@ -118,13 +148,21 @@ fn probed(route: &Route) -> HashMap<TargetKey, Arc<HealthPolicy>> {
     probed
 }
 
+/// The targets of a forward, if they are to be probed.
+fn probed_targets(forward: &ResolvedForward) -> Wishes {
+    let Some(policy) = &forward.health else { return HashMap::new() };
+    let name = forward.health_name();
+    forward.targets.iter().map(|target| ((name.clone(), target.key), policy.clone())).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, SocketAddrV4};
 
     use imbl::HashMap as WorldMap;
     use proximity_table::{
-        Action, Backend, BackendTls, Facts, Generation, Ledger, PathRoute, Service, Source, VhostPolicy,
+        Action, Backend, BackendTls, Facts, Generation, Ledger, PathRoute, Protocol, Service, Source,
+        VhostPolicy,
     };
 
     use super::*;
@@ -237,5 +275,34 @@ mod tests {
         assert_eq!(changes, [probe("wiki", 80, "/"), probe("wiki", 81, "/up")]);
         wiki.paths.clear();
         assert_eq!(targets.follow(&world(&[("wiki", wiki)])), [Change::Forget(key("wiki", 81))]);
+    }
+
+    #[test]
+    fn targets_of_forwards_are_probed_when_somebody_asked_for_it() {
+        let forward = |ports: &[u16], health: Option<HealthPolicy>| ResolvedForward {
+            protocol: Protocol::Tcp,
+            port: 2222,
+            health: health.map(Arc::new),
+            proxy: None,
+            targets: ports.iter().map(|&port| Backend { key: key("", port).1, health: None }).collect(),
+        };
+        let with = |forwards: Vec<ResolvedForward>| {
+            let mut world = (*world(&[])).clone();
+            world.forwards = forwards.into_iter().map(Arc::new).collect();
+            Arc::new(world)
+        };
+        let probe =
+            |port, policy: &HealthPolicy| Change::Probe(key("tcp/2222", port), Arc::new(policy.clone()));
+        let often = HealthPolicy { interval: 1, ..HealthPolicy::connect() };
+        let mut targets = Targets::default();
+        assert!(targets.follow(&with(vec![forward(&[22], None)])).is_empty());
+        let changes = targets.follow(&with(vec![forward(&[22], Some(often.clone()))]));
+        assert_eq!(changes, [probe(22, &often)]);
+        assert!(targets.follow(&with(vec![forward(&[22], Some(often.clone()))])).is_empty());
+        let mut changes = targets.follow(&with(vec![forward(&[23], Some(often.clone()))]));
+        changes.sort_by_key(|change| matches!(change, Change::Forget(_)));
+        assert_eq!(changes, [probe(23, &often), Change::Forget(key("tcp/2222", 22))]);
+        assert_eq!(targets.follow(&with(vec![])), [Change::Forget(key("tcp/2222", 23))]);
+        assert!(targets.claims.is_empty());
     }
 }

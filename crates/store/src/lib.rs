@@ -334,12 +334,8 @@ mod tests {
             data: RecordData::TXT { text: "hello".into() },
             ttl: 60,
         };
-        let forward = Forward {
-            protocol: Protocol::Tcp,
-            port: 2222,
-            to: proximity_table::ForwardTarget::App("gitea".parse().unwrap()),
-            to_port: 22,
-        };
+        let gitea = proximity_table::BackendTarget::App { name: "gitea".parse().unwrap(), port: 22 };
+        let forward = Forward::new(Protocol::Tcp, 2222, gitea);
         let changes = [
             Change::Lease(lease(1)),
             Change::Lease(lease(2)),

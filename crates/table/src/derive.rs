@@ -173,14 +173,18 @@ pub fn rrsets(facts: &Facts, zones: &Zones, name: &Name, host: Option<&Host>, as
     rrsets
 }
 
-/// Port forwards whose target has an address.
-pub fn forwards(facts: &Facts) -> Vec<ResolvedForward> {
-    facts
-        .intent()
-        .forwards
-        .values()
-        .filter_map(|(_, forward)| ResolvedForward::resolve(facts, forward))
-        .collect()
+/// Every port forward with the targets that have an address, by protocol and port.
+pub fn forwards(facts: &Facts) -> impl Iterator<Item = ResolvedForward> {
+    facts.intent().forwards.values().map(|(_, forward)| {
+        let name = forward.health_name();
+        ResolvedForward {
+            protocol: forward.protocol,
+            port: forward.port,
+            health: forward.health.clone(),
+            proxy: forward.proxy.clone(),
+            targets: forward.targets().filter_map(|target| target_backend(facts, &name, &target)).collect(),
+        }
+    })
 }
 
 /// The names whose route a probe of this backend of this app bears on.
@@ -262,7 +266,8 @@ fn vhost_route(facts: &Facts, source: Source, vhost: &Vhost) -> Route {
     }
 }
 
-fn target_backend(facts: &Facts, app: &Arc<str>, target: &BackendTarget) -> Option<Backend> {
+/// The backend that a target stands for, its verdict kept under the name of an app.
+pub fn target_backend(facts: &Facts, app: &Arc<str>, target: &BackendTarget) -> Option<Backend> {
     let addr = match target {
         BackendTarget::Address(addr) => *addr,
         BackendTarget::App { name, port } => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
-use crate::{Ipv4Net, Ipv4Range, Label, Mac, Name, Record, RecordType, Vhost};
+use crate::{BackendTarget, Forward, Ipv4Net, Ipv4Range, Label, Mac, Name, Record, RecordType, Vhost};
 
 /// Who owns an object: what stands in the file is changed in the file only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -131,29 +131,6 @@ pub enum Protocol {
     Udp,
 }
 
-/// A port of the appliance's outside that leads to an app.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Forward {
-    /// Transport.
-    pub protocol: Protocol,
-    /// Port on the appliance.
-    pub port: u16,
-    /// Who gets it.
-    pub to: ForwardTarget,
-    /// Port there.
-    pub to_port: u16,
-}
-
-/// Who gets a forwarded port.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ForwardTarget {
-    /// A fixed address.
-    Address(Ipv4Addr),
-    /// An app by its host name, followed through its lease.
-    App(Label),
-}
-
 impl Intent {
     /// The network of this name.
     pub fn network(&self, name: &str) -> Option<&Arc<Network>> {
@@ -170,12 +147,18 @@ impl Intent {
         if self.own_ports.contains(&(forward.protocol, forward.port)) {
             return Some(format!("the appliance itself uses {} port {}", forward.protocol, forward.port));
         }
-        match &forward.to {
-            ForwardTarget::Address(ip) if self.network_of(*ip).is_none() => {
-                Some(format!("{ip} is in no app network"))
+        forward.targets().find_map(|target| {
+            let BackendTarget::Address(addr) = target else { return None };
+            let ip = addr.ip();
+            match self.network_of(*ip) {
+                None => Some(format!("{ip} is in no app network")),
+                // It would carry its own connections, each of which begins another.
+                Some(net) if net.address.addr == *ip && forward.proxy.is_some() => {
+                    Some(format!("{ip} is the appliance itself"))
+                }
+                Some(_) => None,
             }
-            _ => None,
-        }
+        })
     }
 
     /// Whether a name lies in a zone of ours: the appliance's domain, or a network's domain or reverse zone.

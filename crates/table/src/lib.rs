@@ -32,6 +32,7 @@ use as_text;
 mod address;
 mod derive;
 mod facts;
+mod forward;
 mod health;
 mod intent;
 mod lease;
@@ -49,10 +50,9 @@ mod zone;
 
 pub use address::{AddressError, Ipv4Net, Ipv4Range, Mac};
 pub use facts::{Change, Facts, Touched};
+pub use forward::{Forward, ForwardTarget, ResolvedForward, StreamPolicy};
 pub use health::{BackendKey, Health, HealthState};
-pub use intent::{
-    AutoVhost, CustomOption, Forward, ForwardTarget, Intent, Network, Owned, Protocol, Reservation, Source,
-};
+pub use intent::{AutoVhost, CustomOption, Intent, Network, Owned, Protocol, Reservation, Source};
 pub use lease::{Lease, LeaseState};
 pub use ledger::Ledger;
 pub use name::{Label, Name, NameError};
@@ -64,8 +64,10 @@ pub use proxy_settings::{LogSettings, ProxySettings};
 pub use record::{Record, RecordData, RecordError, RecordType};
 pub use route::{Action, Backend, PathRoute, Route, Service, Verdict};
 pub use time::Timestamp;
-pub use vhost::{BackendProtocol, BackendTarget, BackendTls, HealthPolicy, Redirect, Vhost, VhostPath};
-pub use world::{App, AppState, Generation, Host, HostKind, ResolvedForward, Wan, World};
+pub use vhost::{
+    BackendProtocol, BackendTarget, BackendTls, HealthPolicy, ProbeKind, Redirect, Vhost, VhostPath,
+};
+pub use world::{App, AppState, Generation, Host, HostKind, Wan, World};
 pub use zone::{Apex, Node, RRset, Zones};
 
 #[cfg(test)]

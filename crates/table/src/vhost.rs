@@ -118,10 +118,25 @@ pub struct Redirect {
     pub status: u16,
 }
 
+/// How a backend is asked whether it is well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProbeKind {
+    /// By a request.
+    #[default]
+    Http,
+    /// By a TCP connection that is closed again: of [`HealthPolicy`], `uri`, `method`, `status` and `body` mean
+    /// nothing then.
+    Connect,
+}
+
 /// Active health check of each backend; the seed's defaults.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HealthPolicy {
+    /// How it is asked.
+    #[serde(skip_serializing_if = "is_http")]
+    pub kind: ProbeKind,
     /// Path of the probe.
     pub uri: String,
     /// Seconds from one probe to the next, at least 1.
@@ -197,6 +212,11 @@ impl BackendProtocol {
 }
 
 impl HealthPolicy {
+    /// The default for what is no HTTP.
+    pub fn connect() -> HealthPolicy {
+        HealthPolicy { kind: ProbeKind::Connect, ..HealthPolicy::default() }
+    }
+
     /// The policy to be kept: the one shared default if it is no different.
     pub fn shared(&self) -> Arc<HealthPolicy> {
         if *self == **DEFAULT_HEALTH { DEFAULT_HEALTH.clone() } else { Arc::new(self.clone()) }
@@ -206,6 +226,7 @@ impl HealthPolicy {
 impl Default for HealthPolicy {
     fn default() -> HealthPolicy {
         HealthPolicy {
+            kind: ProbeKind::default(),
             uri: "/".to_owned(),
             interval: 30,
             timeout: 5,
@@ -230,6 +251,10 @@ impl std::fmt::Display for BackendTarget {
 
 fn shared_policy<'de, D: Deserializer<'de>>(input: D) -> Result<Arc<VhostPolicy>, D::Error> {
     VhostPolicy::deserialize(input).map(VhostPolicy::shared)
+}
+
+fn is_http(kind: &ProbeKind) -> bool {
+    *kind == ProbeKind::Http
 }
 
 fn is_unchanged(policy: &Arc<VhostPolicy>) -> bool {

@@ -7,8 +7,8 @@ use imbl::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Facts, ForwardTarget, Ipv4Net, Label, Lease, Mac, Name, Network, Protocol, Route, Source, Touched, Zones,
-    derive,
+    Backend, BackendTarget, Facts, Forward, Ipv4Net, Label, Lease, Mac, Name, Network, Protocol,
+    ResolvedForward, Route, Source, Touched, Zones, derive,
 };
 
 /// The number of a published world. It only ever grows, across restarts too.
@@ -33,8 +33,8 @@ pub struct World {
     wildcards: HashMap<Arc<str>, Arc<Route>>,
     /// Where requests for unknown hosts go.
     default: Option<Arc<Route>>,
-    /// Port forwards whose target has an address now.
-    pub forwards: Vec<ResolvedForward>,
+    /// Every port forward, by protocol and port. One that did not change is the same in the next world.
+    pub forwards: Arc<[Arc<ResolvedForward>]>,
 }
 
 /// A host that owns a name.
@@ -104,19 +104,6 @@ pub struct Wan {
     pub running: bool,
 }
 
-/// A port forward with its target's present address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ResolvedForward {
-    /// Transport.
-    pub protocol: Protocol,
-    /// Port on the appliance.
-    pub port: u16,
-    /// Address it leads to.
-    pub ip: Ipv4Addr,
-    /// Port there.
-    pub to_port: u16,
-}
-
 impl World {
     /// The world that follows from these facts.
     pub fn derive(facts: Facts, generation: Generation) -> World {
@@ -128,7 +115,7 @@ impl World {
             routes: HashMap::new(),
             wildcards: HashMap::new(),
             default: None,
-            forwards: Vec::new(),
+            forwards: Arc::default(),
         };
         let names = derive::all_names(&world.facts);
         world.derive_names(names);
@@ -155,6 +142,17 @@ impl World {
     /// belongs to another vhost does not count.
     pub fn default_route(&self) -> Option<&Arc<Route>> {
         self.default.as_ref()
+    }
+
+    /// The forward of a port.
+    pub fn forward(&self, protocol: Protocol, port: u16) -> Option<&Arc<ResolvedForward>> {
+        let at = self.forwards.binary_search_by_key(&(protocol, port), |found| (found.protocol, found.port));
+        at.ok().map(|at| &self.forwards[at])
+    }
+
+    /// The backend that a target of a forward stands for now; `None` while its app has no address.
+    pub fn forward_target(&self, forward: &Forward, target: &BackendTarget) -> Option<Backend> {
+        derive::target_backend(&self.facts, &forward.health_name(), target)
     }
 
     /// The host name of the app that calls from an address: of the lease or reservation that it has now. A
@@ -235,11 +233,24 @@ impl World {
                 None => self.hosts.remove(&name),
             };
         }
-        self.forwards = derive::forwards(&self.facts);
+        self.derive_forwards();
         self.default = self.facts.default_vhost().and_then(|(_, vhost)| {
             let route = self.routes.get(vhost.hostname.to_string().as_str())?;
             (*route.app == *vhost.app_name.as_str()).then(|| route.clone())
         });
+    }
+
+    fn derive_forwards(&mut self) {
+        let forwards: Vec<_> = derive::forwards(&self.facts)
+            .map(|new| match self.forward(new.protocol, new.port) {
+                Some(old) if **old == new => old.clone(),
+                _ => Arc::new(new),
+            })
+            .collect();
+        let same = |(new, old): (&Arc<ResolvedForward>, &Arc<ResolvedForward>)| Arc::ptr_eq(new, old);
+        if forwards.len() != self.forwards.len() || !forwards.iter().zip(&*self.forwards).all(same) {
+            self.forwards = forwards.into();
+        }
     }
 
     fn set_route(&mut self, name: &Name, route: Option<Arc<Route>>) {
@@ -304,16 +315,6 @@ impl AppState {
             AppState::Stopped => "stopped",
             AppState::Static => "static",
         }
-    }
-}
-
-impl ResolvedForward {
-    pub(crate) fn resolve(facts: &Facts, forward: &crate::Forward) -> Option<ResolvedForward> {
-        let ip = match &forward.to {
-            ForwardTarget::Address(ip) => *ip,
-            ForwardTarget::App(name) => derive::app_host(facts, name).filter(Host::resolves)?.ip,
-        };
-        Some(ResolvedForward { protocol: forward.protocol, port: forward.port, ip, to_port: forward.to_port })
     }
 }
 

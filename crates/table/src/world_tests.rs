@@ -214,19 +214,69 @@ fn a_vhost_follows_its_app_from_lease_to_lease() {
     assert_eq!(backend(&table), (Verdict::Stopped, None));
 }
 
+fn app_target(name: &str, port: u16) -> BackendTarget {
+    BackendTarget::App { name: name.parse().unwrap(), port }
+}
+
+fn targets(table: &Table) -> Vec<(String, u64)> {
+    let forward = table.world.forward(Protocol::Tcp, 2222).unwrap();
+    forward.targets.iter().map(|target| (target.key.addr.to_string(), target.key.epoch)).collect()
+}
+
 #[test]
 fn forwards_follow_the_app() {
     let mut table = Table::new();
-    let to = ForwardTarget::App("gitea".parse().unwrap());
-    table.apply(Change::Forward(
-        Source::Api,
-        Forward { protocol: Protocol::Tcp, port: 2222, to, to_port: 22 },
-    ));
-    assert!(table.world.forwards.is_empty());
+    table.apply(Change::Forward(Source::Api, Forward::new(Protocol::Tcp, 2222, app_target("gitea", 22))));
+    let translated = |table: &Table| table.world.forward(Protocol::Tcp, 2222).unwrap().translated_to();
+    assert_eq!(translated(&table), None);
     table.apply(Change::Lease(lease(101, 1, "gitea", 2)));
-    assert_eq!(table.world.forwards[0].ip, ip(101));
+    assert_eq!(translated(&table), Some(SocketAddrV4::new(ip(101), 22)));
     table.apply(Change::Lease(Lease { state: LeaseState::Expired, ..lease(101, 1, "gitea", 2) }));
+    assert_eq!(translated(&table), None);
+    table.apply(Change::RemoveForward(Protocol::Tcp, 2222));
     assert!(table.world.forwards.is_empty());
+}
+
+#[test]
+fn a_proxied_forward_leads_to_those_of_its_targets_that_are_there_and_well() {
+    let mut table = Table::new();
+    let mut forward = Forward::new(Protocol::Tcp, 2222, app_target("gitea", 22));
+    forward.more = vec![app_target("mirror", 22), BackendTarget::Address(SocketAddrV4::new(ip(9), 22))];
+    forward.health = Some(HealthPolicy::connect().into());
+    forward.proxy = Some(StreamPolicy::default().into());
+    table.apply(Change::Forward(Source::Api, forward));
+    assert_eq!(targets(&table), [("10.20.0.9:22".to_owned(), 0)]);
+    table.apply(Change::Lease(lease(101, 1, "gitea", 2)));
+    table.apply(Change::Lease(lease(102, 2, "mirror", 3)));
+    let of = |addr: &str, epoch| (addr.to_owned(), epoch);
+    assert_eq!(targets(&table), [of("10.20.0.101:22", 2), of("10.20.0.102:22", 3), of("10.20.0.9:22", 0)]);
+
+    let usable = |table: &Table| {
+        let forward = table.world.forward(Protocol::Tcp, 2222).unwrap();
+        forward.usable().map(|target| target.key.addr.ip().octets()[3]).collect::<Vec<_>>()
+    };
+    assert_eq!(usable(&table), [101, 102, 9], "nothing is known yet");
+    let unrelated = table.world.forwards.clone();
+    table.health("web", "10.20.0.102:80", 3, HealthState::Healthy);
+    assert!(Arc::ptr_eq(&unrelated, &table.world.forwards), "what did not change is the same");
+    table.health("tcp/2222", "10.20.0.102:22", 3, HealthState::Healthy);
+    assert_eq!(usable(&table), [102]);
+    table.health("tcp/2222", "10.20.0.102:22", 3, HealthState::Unhealthy);
+    assert_eq!(usable(&table), [101, 102, 9], "a bad target is better than none");
+    assert_eq!(table.world.forward(Protocol::Tcp, 2222).unwrap().translated_to(), None);
+}
+
+#[test]
+fn a_forward_may_not_lead_to_the_appliance_itself() {
+    let intent = intent();
+    let to = |last| BackendTarget::Address(SocketAddrV4::new(ip(last), 22));
+    let mut forward = Forward::new(Protocol::Tcp, 2222, to(9));
+    forward.proxy = Some(StreamPolicy::default().into());
+    assert_eq!(intent.forward_conflict(&forward), None);
+    forward.more = vec![to(1)];
+    assert!(intent.forward_conflict(&forward).unwrap().contains("the appliance itself"));
+    forward.more = vec![BackendTarget::Address("192.168.1.9:22".parse().unwrap())];
+    assert!(intent.forward_conflict(&forward).unwrap().contains("no app network"));
 }
 
 #[test]
@@ -348,11 +398,9 @@ fn patching_gives_the_same_world_as_deriving() {
                     Change::Health(name.into(), key, (below(3) > 0).then_some(health))
                 }
                 _ => {
-                    let to = ForwardTarget::App(name.parse().unwrap());
-                    Change::Forward(
-                        Source::Api,
-                        Forward { protocol: Protocol::Tcp, port: 22, to, to_port: 22 },
-                    )
+                    let mut forward = Forward::new(Protocol::Tcp, 20 + below(2) as u16, app_target(name, 22));
+                    forward.proxy = (below(2) > 0).then(Arc::default);
+                    Change::Forward(Source::Api, forward)
                 }
             };
             let shown = format!("seed {seed} step {step}: {change:?}");

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use proximity_net::FdChannel;
 use proximity_net::fd_channel::MOST_DESCRIPTORS;
+use proximity_proxy::StreamPort;
+use proximity_table::Protocol;
 use serde::{Deserialize, Serialize};
 
 use super::messages::{Message, TalkError, say};
@@ -20,6 +22,8 @@ pub enum Label {
     DnsUdp(SocketAddr),
     /// Listens for DNS over TCP; one for each data thread.
     DnsTcp(SocketAddr),
+    /// Takes what comes for a forwarded port; one for each data thread.
+    Forward(Protocol, u16),
     /// Listens for the admin API.
     AdminTcp(SocketAddr),
     /// Listens on the admin socket at this path.
@@ -57,6 +61,16 @@ impl Inherited {
     /// The descriptor of this label.
     pub fn take_one(&mut self, label: &Label) -> Option<OwnedFd> {
         self.take(label).pop()
+    }
+
+    /// All that take what comes for forwarded ports.
+    pub fn take_forwards(&mut self) -> Vec<(StreamPort, OwnedFd)> {
+        let ports = self.0.extract_if(|label, _| matches!(label, Label::Forward(..)));
+        let ports = ports.filter_map(|(label, sockets)| match label {
+            Label::Forward(protocol, number) => Some((StreamPort { protocol, number }, sockets)),
+            _ => None,
+        });
+        ports.flat_map(|(port, sockets)| sockets.into_iter().map(move |socket| (port, socket))).collect()
     }
 
     /// The processes that were replaced earlier.

@@ -28,6 +28,7 @@ fn policy() -> Policy {
         networks: vec![lan("eth1", 0), lan("a-long-name-15b", 1)],
         wan_dns: true,
         forwards: vec![forward(Protocol::Tcp, 2222, 22), forward(Protocol::Udp, 5353, 53)],
+        proxied: vec![(Protocol::Tcp, 2223), (Protocol::Udp, 51820)],
         ..Policy::new("eth0")
     }
 }

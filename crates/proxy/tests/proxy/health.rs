@@ -1,7 +1,10 @@
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use proximity_proxy::{HealthReport, Reason, probe};
-use proximity_table::{Change, Health, HealthPolicy, HealthState, LeaseState, Source, Timestamp};
+use proximity_table::{
+    BackendTarget, Change, Forward, Health, HealthPolicy, HealthState, LeaseState, Protocol, Source,
+    Timestamp,
+};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -28,7 +31,7 @@ fn next(reports: &mut mpsc::Receiver<HealthReport>) -> HealthReport {
 }
 
 /// A port that is taken and on which nothing listens yet.
-fn taken_port() -> (Socket, u16) {
+pub fn taken_port() -> (Socket, u16) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
     let port = socket.local_addr().unwrap().as_socket().unwrap().port();
@@ -138,4 +141,31 @@ fn verdicts_of_another_process_hold_until_a_probe_says_otherwise() {
     // What was never reported by us is taken back all the same.
     table.change(Change::ForgetLease(Ipv4Addr::LOCALHOST));
     assert_eq!(next(&mut reports), ("wiki".into(), key, None));
+}
+
+/// A forward's target is well when it takes a connection; nobody speaks HTTP to it.
+#[test]
+fn targets_of_forwards_are_probed_by_connecting() {
+    let (socket, port) = taken_port();
+    let mut table = Table::new("127.0.0.1/8", 80);
+    let target = BackendTarget::Address(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
+    // Whether the kernel or the proxy carries it makes no difference.
+    let mut forward = Forward::new(Protocol::Tcp, 2222, target);
+    table.change(Change::Forward(Source::Api, forward.clone()));
+    let mut reports = probing(&table);
+    forward.health = Some(HealthPolicy { interval: 1, ..HealthPolicy::connect() }.into());
+    table.change(Change::Forward(Source::Api, forward));
+    let (name, key, refused) = next(&mut reports);
+    assert_eq!((&*name, key.addr.port()), ("tcp/2222", port));
+    assert_eq!(refused.expect("a verdict").state, HealthState::Unproven);
+    socket.listen(16).unwrap();
+    let (.., well) = next(&mut reports);
+    let well = well.expect("a verdict");
+    assert_eq!((well.state, well.reason.as_deref()), (HealthState::Healthy, None));
+    table.change(Change::Health(name.clone(), key, Some(well)));
+    assert!(table.snapshot.load().forward(Protocol::Tcp, 2222).unwrap().targets[0].is_healthy());
+    drop(socket);
+    assert_eq!(next(&mut reports).2.expect("a verdict").state, HealthState::Unhealthy);
+    table.change(Change::RemoveForward(Protocol::Tcp, 2222));
+    assert_eq!(next(&mut reports), (name, key, None));
 }
