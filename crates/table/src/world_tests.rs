@@ -334,8 +334,8 @@ fn whoever_hears_of_an_intent_has_the_same_world() {
     let name: Name = "text.prox.local".parse().unwrap();
     let record = Record { name: name.clone(), data: RecordData::TXT { text: "hello".into() }, ttl: 60 };
     table.apply(Change::Records(Source::Config, name, RecordType::TXT, vec![record]));
-    let to = ForwardTarget::App("db".parse().unwrap());
-    table.apply(Change::Forward(Source::Api, Forward { protocol: Protocol::Tcp, port: 22, to, to_port: 22 }));
+    let to = BackendTarget::App { name: "db".parse().unwrap(), port: 22 };
+    table.apply(Change::Forward(Source::Api, Forward::new(Protocol::Tcp, 22, to)));
     follower.hear(&Change::Intent(table.facts.intent().clone()));
     assert!(!table.world.routes.is_empty() && !table.world.forwards.is_empty());
     assert_same(&table.world, &follower.0.world, "");
