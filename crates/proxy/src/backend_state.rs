@@ -1,9 +1,10 @@
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proximity_table::{BackendKey, PassivePolicy};
 
+use crate::Reason;
 use crate::backend_slots::{Full, InFlight, QueueFull, Slots, Waiting};
 
 /// The weight of a backend that is past its slow start.
@@ -34,6 +35,8 @@ pub struct BackendState {
     failures: AtomicU64,
     usable_since: AtomicU64,
     pauses: AtomicU32,
+    /// Why the last request came to nothing, as a [`Reason`]'s number plus one; 0 when it was answered.
+    last_failure: AtomicU8,
 }
 
 /// When failures of requests pause a backend.
@@ -85,6 +88,8 @@ pub struct BackendLoad {
     pub pauses: u32,
     /// Whether requests go there.
     pub circuit: Circuit,
+    /// Why the last request came to nothing; `None` when it was answered, or when there was none.
+    pub last_failure: Option<Reason>,
 }
 
 /// Every backend's state, found by what the backend is known by. Data threads keep what they found, and ask
@@ -110,6 +115,7 @@ impl BackendState {
             failures: AtomicU64::new(0),
             usable_since: AtomicU64::new(now_ms),
             pauses: AtomicU32::new(0),
+            last_failure: AtomicU8::new(0),
         }
     }
 
@@ -234,6 +240,18 @@ impl BackendState {
             failures: (self.failures.load(Relaxed) & COUNT_MASK) as u32,
             pauses: self.pauses.load(Relaxed),
             circuit: self.circuit(now_ms),
+            last_failure: Reason::ALL
+                .get(usize::from(self.last_failure.load(Relaxed)).wrapping_sub(1))
+                .copied(),
+        }
+    }
+
+    /// Notes what became of a request, for those who ask why.
+    pub fn note(&self, failure: Option<Reason>) {
+        let number = failure.map_or(0, |reason| reason as u8 + 1);
+        // Most find what is there already, and reading costs the other threads nothing.
+        if self.last_failure.load(Relaxed) != number {
+            self.last_failure.store(number, Relaxed);
         }
     }
 

@@ -155,6 +155,7 @@ impl Exchange<'_, '_, '_> {
             match self.attempt(caller, asked, lane, onto, repeatable).await {
                 Ok((up, response, length)) => {
                     member.state.succeeded(chosen.trial, now_ms);
+                    member.state.note(None);
                     if response.status == 101 {
                         let onto = Switch { caller, visit: &asked.visit, backend: lane.backend() };
                         return Ok(Box::pin(self.switch(onto, up, &response, length)).await?);
@@ -166,6 +167,7 @@ impl Exchange<'_, '_, '_> {
                 Err(broke) => {
                     failure = broke.reason;
                     if failure.is_of_backend() {
+                        member.state.note(Some(failure));
                         member.state.failed(chosen.trial, &site.passive, worker.now_ms());
                     }
                     let may_repeat = self.upload.moved == 0

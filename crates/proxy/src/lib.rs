@@ -32,6 +32,7 @@ mod down;
 mod encode;
 mod escape;
 mod exchange;
+mod explain;
 mod forwarded;
 mod free_space;
 mod front;
@@ -80,6 +81,7 @@ pub use balance::{Ask, Choice, Chosen, CookieValue, Member, Rules, Sticky, Tried
 pub use basic_auth::{Answer, Attempt, BasicAuthError, BasicUsers, RightPassword, VerifiedPasswords};
 pub use client_connections::{ClientConnections, ClientSlot, TooManyConnections};
 pub use course::Course;
+pub use explain::{Explanation, explain};
 pub use forwarded::{
     Element, ForwardedError, Hop, Node, Origin, Scheme, Told, origin, parse_forwarded, write_forwarded,
     write_x_forwarded_for,

@@ -46,10 +46,10 @@ pub struct Rendered {
     pub body: Vec<u8>,
 }
 
-struct Words {
-    title: &'static str,
-    why: &'static str,
-    advice: &'static str,
+pub struct Words {
+    pub title: &'static str,
+    pub why: &'static str,
+    pub advice: &'static str,
 }
 
 impl Page<'_> {
@@ -145,7 +145,7 @@ fn wants_json(accept: Option<&[u8]>) -> bool {
     accept.contains("json") && !accept.contains("text/html")
 }
 
-fn words(reason: Reason) -> Words {
+pub fn words(reason: Reason) -> Words {
     let (title, why, advice) = match reason {
         Reason::UnknownHost => (
             "No app answers to this name",
