@@ -6,6 +6,7 @@ mod command_line;
 mod config;
 mod crash;
 mod durability;
+mod explain;
 mod firewall;
 mod forwards;
 mod reservations;

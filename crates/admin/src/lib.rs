@@ -7,6 +7,7 @@
 
 mod auth;
 mod edit;
+mod explain;
 mod forward_input;
 mod forward_view;
 mod objects;
@@ -25,9 +26,10 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use proximity_table::{Change, Facts, Generation, ResolvedForward, World};
+use proximity_table::{App, Change, Facts, Generation, ResolvedForward, World};
 
 pub use auth::Token;
+pub use explain::{ExplainView, Said, StepView};
 pub use forward_view::{ForwardFigures, ForwardTargetView, ForwardView};
 pub use objects::{RecordInput, ReservationInput, UpgradeInput};
 pub use problem::Problem;
@@ -61,6 +63,8 @@ pub trait Appliance: Send + Sync + 'static {
     fn status(&self) -> Status;
     /// What the data threads know of a port forward.
     fn forward_figures(&self, forward: &ResolvedForward) -> ForwardFigures;
+    /// What the proxy says to visitors of an app.
+    fn said(&self, app: &App) -> Said;
     /// Its parts.
     fn services(&self) -> Vec<ServiceView>;
     /// Whether everything serves and the kernel is as planned; else why not.

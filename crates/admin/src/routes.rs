@@ -17,8 +17,8 @@ use serde::de::DeserializeOwned;
 use crate::objects::{RecordInput, ReservationInput, UpgradeInput};
 use crate::view::{AppView, LeaseView, Page, RecordView, ReservationView, Upgraded};
 use crate::{
-    Appliance, BASE, Change, ForwardView, Problem, ServiceVerb, Token, VhostView, auth, edit, forward_input,
-    vhost_input,
+    Appliance, BASE, Change, ExplainView, ForwardView, Problem, ServiceVerb, Token, VhostView, auth, edit,
+    forward_input, vhost_input,
 };
 
 /// Most octets of a request's body.
@@ -72,6 +72,7 @@ pub fn router<A: Appliance>(appliance: Arc<A>, trust: Trust) -> Router {
         .route("/dns/records/{name}/{type}", delete(delete_records::<A>))
         .route("/apps", get(async |State(a): State<Arc<A>>| page(AppView::all(&a.world()))))
         .route("/apps/{name}", get(show_app::<A>))
+        .route("/apps/{name}/explain", get(explain_app::<A>))
         .route(
             "/forwards",
             get(async |State(a): State<Arc<A>>| page(all_forwards(&*a))).post(create_forward::<A>),
@@ -250,6 +251,15 @@ async fn show_app<A: Appliance>(
     let world = appliance.world();
     let app = world.app(&name).ok_or_else(|| Problem::absent("app", &name, "proximity app ls"))?;
     Ok(Json(AppView::of(&world, &app)))
+}
+
+async fn explain_app<A: Appliance>(
+    State(appliance): State<Arc<A>>,
+    Path(name): Path<String>,
+) -> Answer<ExplainView> {
+    let world = appliance.world();
+    let app = world.app(&name).ok_or_else(|| Problem::absent("app", &name, "proximity app ls"))?;
+    Ok(Json(ExplainView::of(&world, &app, appliance.said(&app))))
 }
 
 async fn create_forward<A: Appliance>(

@@ -64,6 +64,8 @@ enum Command {
     /// Port forwards to apps
     #[command(subcommand)]
     Forward(ForwardCommand),
+    /// Tell why an app answers or does not, step by step
+    Explain { name: String },
     /// Show the version
     Version,
 }
@@ -319,6 +321,7 @@ pub fn run(uptime: Uptime) -> ExitCode {
         Command::Upgrade { binary } => commands::upgrade(&asked, binary),
         Command::Status => commands::status(&asked),
         Command::App(command) => commands::app(&asked, command),
+        Command::Explain { name } => commands::explain(&asked, &name),
         Command::Lease(command) => commands::lease(&asked, command),
         Command::Dns(command) => commands::dns(&asked, command),
         Command::Vhost(command) => vhost_command::run(&asked, command),

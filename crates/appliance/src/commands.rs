@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use hyper::Method;
 use proximity_admin::{
-    AppView, LeaseView, Page, RecordInput, RecordView, Reloaded, ReservationInput, Status, Upgraded,
+    AppView, ExplainView, LeaseView, Page, RecordInput, RecordView, Reloaded, ReservationInput, Status,
+    Upgraded,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -130,6 +131,19 @@ pub fn status(asked: &Asked) -> Done {
         if !status.drops.is_empty() {
             say!("");
             table_text::print(&["dropped or refused", "count"], &count(&status.drops));
+        }
+    })
+}
+
+pub fn explain(asked: &Asked, name: &str) -> Done {
+    let answer = asked.call(Method::GET, &format!("/apps/{}/explain", escape(name)), None)?;
+    asked.show(answer, |app: ExplainView| {
+        say!("{}: {}", app.name, app.title);
+        if app.verdict != "ok" {
+            say!("{} {}", app.why, app.advice);
+        }
+        for step in app.steps {
+            say!("  {} {:<9} {}", if step.ok { "ok  " } else { "FAIL" }, step.step, step.says);
         }
     })
 }

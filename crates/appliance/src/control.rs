@@ -8,13 +8,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use hyper::StatusCode;
 use proximity_admin::{
-    Appliance, Edit, ForwardFigures, Problem, Reloaded, ServiceVerb, ServiceView, Status, Upgraded,
+    Appliance, Edit, ForwardFigures, Problem, Reloaded, Said, ServiceVerb, ServiceView, Status, Upgraded,
 };
 use proximity_config::Config;
 use proximity_dhcp::Stats;
 use proximity_dns::{DnsSettings, Forwarder, Upstream};
-use proximity_proxy::{Reason, StreamPort, StreamReason};
-use proximity_table::{AppState, Backend, Generation, HealthState, ResolvedForward, Route, Verdict, World};
+use proximity_proxy::{Circuit, Explanation, Reason, StreamPort, StreamReason};
+use proximity_table::{
+    App, AppState, Backend, BackendKey, Generation, HealthState, ResolvedForward, Route, Verdict, World,
+};
 use tokio::sync::mpsc;
 
 use crate::clock::Uptime;
@@ -221,6 +223,25 @@ impl Appliance for Control {
             needs_restart: needs_restart.iter().map(|what| (*what).to_owned()).collect(),
             draining_processes: self.followers.pids(),
         }
+    }
+
+    fn said(&self, app: &App) -> Said {
+        let route = app.route.as_deref();
+        let load = |key: &BackendKey| self.data.backend_load(key);
+        let Explanation { reason, title, why, advice } = proximity_proxy::explain(route, load);
+        let backends = route.into_iter().flat_map(|route| route.backends()).filter_map(|backend| {
+            let load = load(&backend.key)?;
+            let circuit = match load.circuit {
+                Circuit::Closed => String::new(),
+                other => format!("; circuit {}", other.as_str()),
+            };
+            let seen = match load.last_failure {
+                None => format!("requests are answered, {} in flight{circuit}", load.in_flight),
+                Some(reason) => format!("the last request met {}{circuit}", reason.as_str()),
+            };
+            Some((backend.key.addr.to_string(), load.last_failure.is_none(), seen))
+        });
+        Said { reason: reason.map(Reason::as_str), title, why, advice, backends: backends.collect() }
     }
 
     fn forward_figures(&self, forward: &ResolvedForward) -> ForwardFigures {

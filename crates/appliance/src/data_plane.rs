@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use proximity_config::Config;
 use proximity_dns::{DnsServer, DnsSnapshot, DnsStats, Forwarder};
-use proximity_proxy::{AccessLog, Counters, Course, DataPlane, Shared, StreamForwards, StreamThread, Totals};
-use proximity_table::{ProxySettings, World};
+use proximity_proxy::{
+    AccessLog, BackendLoad, Counters, Course, DataPlane, Shared, StreamForwards, StreamThread, Totals,
+};
+use proximity_table::{BackendKey, ProxySettings, World};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -161,6 +163,12 @@ impl DataThreads {
         for (port, reason) in self.forwards.follow(&self.world.load()) {
             log!(Error, "forward", "a port is not listened on", port = port, reason = reason);
         }
+    }
+
+    /// What requests found out of a backend; `None` when there was none.
+    pub fn backend_load(&self, key: &BackendKey) -> Option<BackendLoad> {
+        let shared = &self.shared;
+        shared.backends.find(key).map(|state| state.load(shared.millis(Instant::now())))
     }
 
     /// Has the proxies treat clients by changed settings from now on.
