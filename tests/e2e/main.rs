@@ -8,6 +8,7 @@ mod crash;
 mod durability;
 mod firewall;
 mod forwards;
+mod forwards_proxied;
 mod reservations;
 mod seed;
 mod services;
