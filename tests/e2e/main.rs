@@ -9,6 +9,7 @@ mod durability;
 mod explain;
 mod firewall;
 mod forwards;
+mod forwards_proxied;
 mod reservations;
 mod seed;
 mod services;

@@ -14,6 +14,7 @@ pub mod http_exchange;
 pub mod open_connection;
 pub mod polling;
 pub mod site;
+pub mod stream_backend;
 pub mod test_backend;
 
 pub use site::{PATIENCE, Site, fetch};
