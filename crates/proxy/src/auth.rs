@@ -1,14 +1,18 @@
 use std::future::poll_fn;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::decide::{Asked, Refusal};
 use crate::exchange::{Exchange, Fate};
 use crate::http1::write::push_field;
-use crate::http1::{Kind, Length, Method, RequestHead};
-use crate::side::Side;
+use crate::http1::{Delimiter, Kind, Length, Method, RequestHead};
+use crate::side::{Side, Source};
 use crate::ticket::Ticket;
 use crate::up::Up;
-use crate::{Answer, Reason};
+use crate::{Answer, NormalPath, Reason, split_target};
+
+/// Octets of a service's answer that are passed over to keep its connection.
+const MOST_PASSED_OVER: usize = 16 * 1024;
 
 /// What whoever was asked says.
 pub enum Verdict {
@@ -53,24 +57,35 @@ impl Exchange<'_, '_, '_> {
         let worker = self.ticket.worker;
         let timeouts = site.policy().timeouts;
         let within = Duration::from_secs(u64::from(timeouts.connect.max(1)));
-        let stream = match worker.pool.take(lane, false) {
-            Some(stream) => stream,
-            None => {
-                worker.pool.connect(lane, within).await.map_err(|_| Refusal::from(Reason::AuthUnavailable))?
+        let uri = judged_uri(asked.target)?;
+        let mut response = worker.response_head();
+        let mut kept = worker.pool.take(lane, false);
+        let (mut up, length) = loop {
+            let is_reused = kept.is_some();
+            let stream = match kept.take() {
+                Some(stream) => stream,
+                None => {
+                    let connected = self.unless_gone(worker.pool.connect(lane, within)).await;
+                    connected.unwrap_or_else(Err).map_err(unavailable)?
+                }
+            };
+            let mut side = Side::new(stream, worker.buffers.clone());
+            question(side.begin(false), &auth.path, self.ticket, &uri, asked);
+            let mut up = Up::Http1(side);
+            self.watch.extend(timeouts.header);
+            match poll_fn(|cx| self.poll_answer(cx, &mut up, &mut response)).await {
+                Ok(length) => break (up, length),
+                // It may have been closed meanwhile; a question may be asked twice.
+                Err(Reason::BackendBroke) if is_reused => worker.counters.retried(),
+                Err(reason) => return Err(unavailable(reason)),
             }
         };
-        let mut side = Side::new(stream, worker.buffers.clone());
-        question(side.begin(false), &auth.path, self.ticket, asked);
-        let mut up = Up::Http1(side);
-        self.watch.extend(timeouts.header);
-        let mut response = worker.response_head();
-        let asking = poll_fn(|cx| self.poll_answer(cx, &mut up, &mut response)).await;
-        let length = match asking {
-            Ok(length) => length,
-            Err(Reason::ClientGone) => return Err(Reason::ClientGone.into()),
-            Err(_) => return Err(Reason::AuthUnavailable.into()),
-        };
         if response.status >= 300 {
+            if self.ticket.head.method == Method::Head {
+                // The question was not HEAD: what it was answered with stays behind, and so does its connection.
+                response.delimiter = Delimiter::None;
+                response.keep_alive = false;
+            }
             let fate = self.pass_on(up, lane, &response, length, asked, None).await;
             worker.keep_response_head(response);
             return fate.map(Verdict::Answered).map_err(Refusal::from);
@@ -80,16 +95,52 @@ impl Exchange<'_, '_, '_> {
             let value = response.named(name.as_bytes(), up.head_bytes()).unwrap_or_default();
             copied.push((name.clone(), value.to_vec()));
         }
-        // Its body is of no interest, and the connection is kept only if there is none.
+        // Its body is of no interest; the connection is kept only if all of it is there.
         up.pass_head(length, response.delimiter);
+        poll_fn(|cx| Poll::Ready(pass_over(cx, &mut up))).await;
         up.give_back(&worker.pool, lane, &response);
         worker.keep_response_head(response);
         Ok(Verdict::Passes(copied))
     }
 }
 
+/// The target as it is judged: in the form in which the app gets it, so that no other spelling of a path is a way
+/// around what the service knows of it.
+fn judged_uri(target: &[u8]) -> Result<Vec<u8>, Reason> {
+    if target == b"*" {
+        return Ok(target.to_vec());
+    }
+    let (path, query) = split_target(target);
+    let mut uri = NormalPath::new(path)?.as_bytes().to_vec();
+    if let Some(query) = query {
+        uri.push(b'?');
+        uri.extend_from_slice(query);
+    }
+    Ok(uri)
+}
+
+/// What a question that came to nothing means for the request.
+fn unavailable(reason: Reason) -> Refusal {
+    match reason {
+        Reason::ClientGone | Reason::Stopping | Reason::TotalTimeout => reason.into(),
+        _ => Reason::AuthUnavailable.into(),
+    }
+}
+
+/// Passes over what is there of a short body.
+fn pass_over(cx: &mut Context<'_>, up: &mut Up) {
+    let mut left = MOST_PASSED_OVER;
+    while let Poll::Ready(Ok(octets @ 1..)) = up.poll_data(cx) {
+        up.consume(octets);
+        match left.checked_sub(octets) {
+            Some(rest) => left = rest,
+            None => return,
+        }
+    }
+}
+
 /// What is asked: the client's own fields, and what it wants to do.
-fn question(out: &mut Vec<u8>, path: &str, ticket: &Ticket<'_>, asked: &Asked<'_>) {
+fn question(out: &mut Vec<u8>, path: &str, ticket: &Ticket<'_>, uri: &[u8], asked: &Asked<'_>) {
     let as_get = RequestHead {
         method: Method::Get,
         length: Length::None,
@@ -107,7 +158,7 @@ fn question(out: &mut Vec<u8>, path: &str, ticket: &Ticket<'_>, asked: &Asked<'_
         }
     });
     push_field(out, b"X-Forwarded-Method", ticket.head.method_text.in_(bytes));
-    push_field(out, b"X-Forwarded-Uri", asked.target);
+    push_field(out, b"X-Forwarded-Uri", uri);
     out.extend_from_slice(asked.identity());
     out.extend_from_slice(b"\r\n");
 }

@@ -13,7 +13,7 @@ use crate::decide::{Asked, Refusal, decide};
 use crate::down::Down;
 use crate::encode::{Coding, Encoded, Encoding};
 use crate::http1::write::{self, Back, Onward};
-use crate::http1::{Delimiter, Kind, Length, RequestHead, ResponseHead, Version};
+use crate::http1::{Delimiter, Kind, Length, Method, RequestHead, ResponseHead, Version};
 use crate::pool::{Lane, Pool};
 use crate::relay::{Relay, Stopped};
 use crate::side::{Side, Sink};
@@ -213,7 +213,7 @@ impl Exchange<'_, '_, '_> {
     }
 
     /// Waits for something as long as the client does, and as long as the exchange may take.
-    async fn unless_gone<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Reason> {
+    pub async fn unless_gone<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Reason> {
         let mut work = pin!(work);
         // It has an end of its own.
         self.watch.extend(0);
@@ -371,13 +371,37 @@ impl Exchange<'_, '_, '_> {
         up: &mut Up,
         response: &mut ResponseHead,
     ) -> Poll<Result<usize, Reason>> {
-        if self.watch.signal() != Signal::None {
-            return Poll::Ready(Err(Reason::BackendSlow));
+        match self.watch.signal() {
+            Signal::None => {}
+            Signal::Close => return Poll::Ready(Err(Reason::Stopping)),
+            Signal::Overdue if self.watch.has_ended() => return Poll::Ready(Err(Reason::TotalTimeout)),
+            Signal::Overdue => return Poll::Ready(Err(Reason::BackendSlow)),
         }
         if let Poll::Ready(Err(_)) = up.poll_flush(cx) {
             return Poll::Ready(Err(Reason::BackendBroke));
         }
-        self.poll_response(cx, up, response)
+        loop {
+            match up.poll_response(cx, response, Method::Get) {
+                Poll::Pending if self.down.is_gone(cx) => return Poll::Ready(Err(Reason::ClientGone)),
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(reason)) => return Poll::Ready(Err(reason)),
+                // Nobody asked for another protocol.
+                Poll::Ready(Ok(_)) if response.status == 101 => {
+                    return Poll::Ready(Err(Reason::BackendNonsense));
+                }
+                Poll::Ready(Ok(length)) if response.status >= 200 => return Poll::Ready(Ok(length)),
+                Poll::Ready(Ok(length)) => {
+                    // Interim responses to a question are not for the client.
+                    self.count_interim()?;
+                    up.pass_head(length, Delimiter::None);
+                }
+            }
+        }
+    }
+
+    fn count_interim(&mut self) -> Result<(), Reason> {
+        self.interims += 1;
+        if self.interims > MOST_INTERIM { Err(Reason::BackendNonsense) } else { Ok(()) }
     }
 
     /// Takes the head of the answer in, and passes on what comes before it (RFC 9110 §15.2).
@@ -393,10 +417,7 @@ impl Exchange<'_, '_, '_> {
                 return Poll::Ready(Ok(length));
             }
             self.patience = None;
-            self.interims += 1;
-            if self.interims > MOST_INTERIM {
-                return Poll::Ready(Err(Reason::BackendNonsense));
-            }
+            self.count_interim()?;
             // HTTP/1.0 knows none.
             if self.ticket.head.version > Version::Http10 {
                 self.down.interim(response, up.head_bytes(), self.ticket.head.version);

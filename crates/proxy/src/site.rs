@@ -123,7 +123,9 @@ impl Site {
     /// The path that claims a target, and the target as the backend gets it; `None` when there are no paths and
     /// nothing has to be looked at.
     fn claim<'a>(&self, target: &'a [u8]) -> Result<Option<(Option<usize>, Target<'a>)>, Reason> {
-        if self.route.paths.is_empty() || target == b"*" {
+        // Where a service judges paths the app gets them as they were judged.
+        let is_looked_at = !self.route.paths.is_empty() || self.auth.is_some();
+        if !is_looked_at || target == b"*" {
             return Ok(None);
         }
         let (path, query) = split_target(target);
