@@ -1,6 +1,6 @@
 # make lab    try the appliance: an emulated Proxmox host with three apps, until Ctrl-C
 # make test   every test, in private network namespaces
-# make bench  CPU per request and per query, as ratios to nginx and dnsmasq
+# make bench  CPU per request and per query as ratios to nginx, HAProxy, Caddy and dnsmasq; memory; time to be live
 # make lint   formatting, clippy, purity of the cores
 #
 # Each installs the Debian or Ubuntu packages that it lacks when it runs as root, and names them otherwise.

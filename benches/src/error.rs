@@ -1,6 +1,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use proximity_store::StoreError;
+
 /// Why there are no figures.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
@@ -19,6 +21,8 @@ pub enum BenchError {
     Unreadable { program: &'static str, output: String },
     #[error("{server}: {failed} of {units} answers were wrong or missing: no figure is made of that")]
     Failed { server: String, failed: u64, units: u64 },
+    #[error("{0}")]
+    Store(#[from] StoreError),
     #[error("interrupted")]
     Interrupted,
     #[error("{0}")]

@@ -20,6 +20,17 @@ pub enum Load {
         /// Open connections.
         connections: u32,
     },
+    /// HTTP/2 by prior knowledge, by h2load on one thread.
+    Http2 {
+        /// Where to.
+        address: SocketAddrV4,
+        /// The host that is asked for.
+        host: String,
+        /// Open connections.
+        connections: u32,
+        /// Requests under way on each.
+        streams: u32,
+    },
     /// DNS over UDP by dnsperf: 8 sockets, 200 queries under way.
     Dns {
         /// Where to.
@@ -40,7 +51,7 @@ pub struct Outcome {
     pub lost: u64,
     /// Seconds that it took.
     pub seconds: f64,
-    /// The time for an answer in milliseconds: the 99th percentile of HTTP, the mean of DNS.
+    /// The time for an answer in milliseconds: the 99th percentile of HTTP/1, the mean of HTTP/2 and DNS.
     pub latency_ms: f64,
 }
 
@@ -55,6 +66,17 @@ impl Load {
                     .arg(format!("http://{address}/"));
                 let output = say("wrk", wrk).await?;
                 wrk_outcome(&output).ok_or(BenchError::Unreadable { program: "wrk", output })
+            }
+            Load::Http2 { address, host, connections, streams } => {
+                let mut h2load = tied("h2load");
+                let options =
+                    ["-t1", &format!("-c{connections}"), &format!("-m{streams}"), &format!("-D{seconds}")];
+                h2load
+                    .args(options)
+                    .args(["-H", &format!(":authority: {host}")])
+                    .arg(format!("http://{address}/"));
+                let output = say("h2load", h2load).await?;
+                h2load_outcome(&output).ok_or(BenchError::Unreadable { program: "h2load", output })
             }
             Load::Dns { address, queries } => {
                 let mut dnsperf = tied("dnsperf");
@@ -75,6 +97,14 @@ impl Load {
             }
         }
     }
+}
+
+/// What this very program says when it is started with `arguments`.
+pub async fn said_by_self(arguments: &[String]) -> Result<String, BenchError> {
+    let program = std::env::current_exe()?;
+    let mut command = tied(&program.display().to_string());
+    command.args(arguments);
+    say("bench", command).await
 }
 
 /// A script for wrk that asks `hosts` in turn for `path`.
@@ -143,7 +173,7 @@ fn wrk_outcome(text: &str) -> Option<Outcome> {
     Some(Outcome { units, failed, lost, seconds, latency_ms: milliseconds(worst)? })
 }
 
-/// A time as wrk writes it: `823.00us`, `1.25ms`, `3.00s`, `1.50m`.
+/// A time as wrk and h2load write it: `823.00us`, `1.25ms`, `3.00s`, `1.50m`.
 fn milliseconds(text: &str) -> Option<f64> {
     let text = text.trim();
     let unit = text.find(|letter: char| letter.is_ascii_alphabetic())?;
@@ -155,6 +185,20 @@ fn milliseconds(text: &str) -> Option<f64> {
         _ => return None,
     };
     Some(text[..unit].parse::<f64>().ok()? * factor)
+}
+
+fn h2load_outcome(text: &str) -> Option<Outcome> {
+    let after = |start: &str| text.lines().find_map(|line| line.trim().strip_prefix(start)).map(str::trim);
+    // "requests: 90 total, 95 started, 90 done, 88 succeeded, 2 failed, 1 errored, 0 timeout"
+    let count = |what: &str| {
+        let count = after("requests:")?.split(',').find_map(|part| part.trim().strip_suffix(what))?;
+        count.trim().parse::<u64>().ok()
+    };
+    let seconds = milliseconds(after("finished in")?.split(',').next()?)? / 1e3;
+    // "time for request:  30us  2.01ms  833us  285us  79.65%": least, greatest, mean
+    let mean = after("time for request:")?.split_whitespace().nth(2)?;
+    let (units, failed, lost) = (count("succeeded")?, count("failed")?, count("timeout")?);
+    Some(Outcome { units, failed, lost, seconds, latency_ms: milliseconds(mean)? })
 }
 
 fn dnsperf_outcome(text: &str) -> Option<Outcome> {
@@ -219,9 +263,23 @@ mod tests {
     }
 
     #[test]
+    fn h2load_is_understood() {
+        let text = "finished in 1.01s, 8000.00 req/s, 648.95KB/s\nrequests: 8061 total, 8120 started, 8061 done, \
+            8000 succeeded, 61 failed, 60 errored, 1 timeout\nstatus codes: 8000 2xx, 0 3xx, 0 4xx, 0 5xx\n   \
+            min         max         mean         sd        +/- sd\ntime for request:       30us      2.01ms       \
+            833us       285us    79.65%\ntime for connect:      216us       302us       267us        29us\n";
+        let outcome = h2load_outcome(text).unwrap();
+        let right = Outcome { units: 8000, failed: 61, lost: 1, seconds: 1.01, latency_ms: 0.833 };
+        assert_eq!(outcome, right);
+    }
+
+    #[test]
     fn what_cannot_be_read_gives_no_figure() {
-        for text in ["", "unable to connect", "0 requests in", "Response codes: NOERROR x"] {
-            assert_eq!((wrk_outcome(text), dnsperf_outcome(text)), (None, None), "{text}");
+        for text in
+            ["", "unable to connect", "0 requests in", "requests: x succeeded", "Response codes: NOERROR x"]
+        {
+            let outcomes = [wrk_outcome(text), h2load_outcome(text), dnsperf_outcome(text)];
+            assert_eq!(outcomes, [None, None, None], "{text}");
         }
     }
 

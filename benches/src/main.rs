@@ -1,4 +1,5 @@
-//! CPU per request and per query of the data plane, as ratios to nginx and dnsmasq in the same run.
+//! CPU per request and per query of the data plane, as ratios to its peers in the same run; its memory; and how
+//! soon a change is served.
 //!
 //! What counts is the CPU time of the server's process (utime + stime) divided by the work done: on a shared
 //! machine throughput swings twofold from minute to minute, that figure does not. Peers and we take turns,
@@ -6,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod client;
 mod dns;
 mod error;
 mod load;
@@ -14,6 +16,7 @@ mod namespace;
 mod peers;
 mod process;
 mod proxy;
+mod registrar;
 mod report;
 mod serve;
 mod tools;
@@ -33,7 +36,7 @@ use crate::report::Report;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// CPU per request and per query, as ratios to nginx and dnsmasq in the same run.
+/// CPU per request and per query, as ratios to peers in the same run; memory, and how soon changes are live.
 #[derive(Debug, Parser)]
 #[command(name = "bench")]
 struct Cli {
@@ -43,9 +46,9 @@ struct Cli {
     /// Seconds of load in each round for each server.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
-    /// Only one of the two parts.
-    #[arg(long)]
-    only: Option<Part>,
+    /// Only these parts, separated by commas.
+    #[arg(long, value_delimiter = ',', value_name = "PARTS")]
+    only: Vec<Part>,
     /// Writes the figures to this file, too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -58,7 +61,21 @@ struct Cli {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
+    /// Everything of the proxy.
     Proxy,
+    /// Small answers, with few and many vhosts.
+    Small,
+    /// Answers of 1 MiB.
+    Large,
+    /// HTTP/2 in front.
+    Http2,
+    /// 2,000 connections at work.
+    Crowd,
+    /// Memory of idle connections.
+    Idle,
+    /// Adding vhosts.
+    Live,
+    /// Name servers.
     Dns,
 }
 
@@ -75,6 +92,20 @@ enum Verb {
         /// Where access logs are written.
         log_dir: PathBuf,
     },
+    /// Adds vhosts to a proxy of its own and prints how long each took to answer.
+    #[command(hide = true)]
+    AddVhosts {
+        /// Where every vhost leads.
+        backend: SocketAddrV4,
+        /// How many vhosts there are.
+        vhosts: usize,
+        /// How many are added.
+        added: usize,
+        /// Where access logs are written.
+        log_dir: PathBuf,
+        /// Where vhosts are made durable.
+        state_dir: PathBuf,
+    },
     /// Serves DNS by the data plane of the appliance, on one data thread, until killed.
     #[command(hide = true)]
     ServeDns {
@@ -87,6 +118,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match &cli.verb {
         Some(Verb::ServeProxy { backend, vhosts, log_dir }) => serve::proxy(*backend, *vhosts, log_dir),
+        Some(Verb::AddVhosts { backend, vhosts, added, log_dir, state_dir }) => {
+            serve::add_vhosts(*backend, *vhosts, *added, log_dir, state_dir)
+        }
         Some(Verb::ServeDns { names }) => serve::dns(*names),
         None => bench(&cli),
     };
@@ -102,6 +136,7 @@ fn main() -> ExitCode {
 
 fn bench(cli: &Cli) -> Result<(), BenchError> {
     tools::check()?;
+    process::allow_many_connections();
     if !cli.here {
         // Does not return where a namespace of our own can be had.
         namespace::enter();
@@ -124,10 +159,12 @@ fn bench(cli: &Cli) -> Result<(), BenchError> {
 async fn run(cli: &Cli) -> Result<(), BenchError> {
     let plan = Plan { rounds: cli.rounds, seconds: cli.seconds };
     let mut report = Report::new(plan);
-    if cli.only != Some(Part::Dns) {
-        proxy::run(plan, &mut report).await?;
+    let is_chosen = |part: Part| cli.only.is_empty() || cli.only.contains(&part);
+    if cli.only.iter().any(|part| *part != Part::Dns) || cli.only.is_empty() {
+        let of_proxy = |part: Part| is_chosen(part) || cli.only.contains(&Part::Proxy);
+        proxy::run(plan, of_proxy, &mut report).await?;
     }
-    if cli.only != Some(Part::Proxy) {
+    if is_chosen(Part::Dns) {
         dns::run(plan, &mut report).await?;
     }
     print!("{}", report.text());

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -135,6 +136,14 @@ impl Drop for Server {
             }
             std::thread::sleep(BETWEEN_LOOKS);
         }
+    }
+}
+
+/// Allows as many open files as the system lets this process allow itself; what it starts inherits that.
+pub fn allow_many_connections() {
+    // Where it cannot be had, the part that needs it fails and says so.
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
     }
 }
 

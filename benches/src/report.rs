@@ -15,6 +15,7 @@ stime of all threads of the server. Ratios are taken within each round; below 1 
 pub struct Report {
     plan: Plan,
     parts: Vec<Part>,
+    skipped: Vec<String>,
 }
 
 /// Servers that did the same work.
@@ -62,7 +63,7 @@ struct Claim {
 impl Report {
     /// A report without figures.
     pub fn new(plan: Plan) -> Report {
-        Report { plan, parts: Vec::new() }
+        Report { plan, parts: Vec::new(), skipped: Vec::new() }
     }
 
     /// Adds a part about these subjects; `unit` is what they did, `latency` heads the column of times.
@@ -81,11 +82,21 @@ impl Report {
         &mut self.parts[last]
     }
 
+    /// Tells at once and at the end what is not measured, and why.
+    pub fn skip(&mut self, words: String) {
+        eprintln!("NOT MEASURED: {words}");
+        self.skipped.push(words);
+    }
+
     /// For people.
     pub fn text(&self) -> String {
         let mut text = format!("\n{OURS}\n");
         for part in &self.parts {
             part.write(&mut text, self.plan);
+        }
+        if !self.skipped.is_empty() {
+            text.push_str("\nNOT MEASURED\n");
+            self.skipped.iter().for_each(|words| text.extend(["  ", words, "\n"]));
         }
         text
     }
@@ -93,22 +104,28 @@ impl Report {
     /// For programs.
     pub fn json(&self) -> String {
         let parts: Vec<Value> = self.parts.iter().map(Part::json).collect();
-        let report = json!({ "rounds": self.plan.rounds, "seconds": self.plan.seconds, "parts": parts });
+        let report = json!({
+            "rounds": self.plan.rounds,
+            "seconds": self.plan.seconds,
+            "parts": parts,
+            "not_measured": self.skipped,
+        });
         format!("{report:#}\n")
     }
 }
 
 impl Part {
     /// Claims that `ours` takes at most `target` times what `peer` takes, round by round. Without a target
-    /// it is only told.
+    /// it is only told, without a peer there is nothing to tell.
     pub fn ratio(
         &mut self,
         name: &'static str,
         figure: Figure,
         ours: &Subject<'_>,
-        peer: &Subject<'_>,
+        peer: Option<&Subject<'_>>,
         target: Option<f64>,
     ) {
+        let Some(peer) = peer else { return };
         let value = ratios(figure, &ours.samples, &peer.samples);
         self.claims.push(Claim { name, value, target });
     }
@@ -119,17 +136,23 @@ impl Part {
         self.claims.push(Claim { name, value, target: Some(target) });
     }
 
+    /// Claims that a figure that was measured elsewhere is at most `target`. Without a target it is only told.
+    pub fn figure(&mut self, name: &'static str, value: Spread, target: Option<f64>) {
+        self.claims.push(Claim { name, value, target });
+    }
+
     fn write(&self, text: &mut String, plan: Plan) {
-        let Plan { rounds, seconds } = plan;
         // Writing to a String does not fail.
-        let _ = writeln!(text, "\n{} ({}; {rounds} rounds of {seconds} s, medians)", self.title, self.method);
-        let cpu = format!("CPU µs/{}", self.unit);
-        let rate = format!("{}/s", self.unit);
-        let _ = writeln!(
-            text,
-            "  {:<38}{cpu:>15}{rate:>12}{:>10}{:>10}{:>8}",
-            "", self.latency, "RSS MiB", "lost"
-        );
+        if self.rows.is_empty() {
+            let _ = writeln!(text, "\n{} ({})", self.title, self.method);
+        } else {
+            let Plan { rounds, seconds } = plan;
+            let rounds = format!("{rounds} rounds of {seconds} s, medians");
+            let _ = writeln!(text, "\n{} ({}; {rounds})", self.title, self.method);
+            let (cpu, rate) = (format!("CPU µs/{}", self.unit), format!("{}/s", self.unit));
+            let heads = format!("{cpu:>15}{rate:>12}{:>10}{:>10}{:>8}", self.latency, "RSS MiB", "lost");
+            let _ = writeln!(text, "  {:<38}{heads}", "");
+        }
         for row in &self.rows {
             let _ = writeln!(
                 text,
@@ -261,7 +284,7 @@ mod tests {
             rows: vec![Row::of("ours", &ours), Row::of("peer", &peer)],
             claims: vec![claim],
         };
-        Report { plan: Plan { rounds: 3, seconds: 1 }, parts: vec![part] }
+        Report { plan: Plan { rounds: 3, seconds: 1 }, parts: vec![part], skipped: Vec::new() }
     }
 
     // A round in which the whole machine was slow is slow for both: the ratio stays.
@@ -277,6 +300,15 @@ mod tests {
         assert!(report(Some(0.8)).text().contains("≤ 0.80  met\n"));
         assert!(report(Some(0.79)).text().contains("not met yet"));
         assert!(!report(None).text().contains("met"));
+    }
+
+    #[test]
+    fn what_is_not_measured_is_told_at_the_end() {
+        let mut report = report(None);
+        assert!(!report.text().contains("NOT MEASURED"));
+        report.skip("caddy is missing".to_owned());
+        assert!(report.text().ends_with("NOT MEASURED\n  caddy is missing\n"));
+        assert!(report.json().contains("\"caddy is missing\""));
     }
 
     #[test]

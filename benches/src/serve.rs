@@ -10,31 +10,82 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use proximity_dns::{DnsServer, DnsSettings, DnsStats, Forwarder};
 use proximity_proxy::{AccessLog, Course, DataPlane, Shared, Snapshot};
-use proximity_table::{Change, Facts, Generation, ProxySettings, Touched, World};
-use tokio::sync::{mpsc, watch};
+use proximity_store::Store;
+use proximity_table::{Change, Generation, ProxySettings, Source, World};
+use tokio::sync::watch;
 use tokio::task::LocalSet;
 
+use crate::client::Client;
 use crate::error::BenchError;
+use crate::registrar::Registrar;
 use crate::world;
 
 /// Serves HTTP until killed.
 pub fn proxy(backend: SocketAddrV4, vhosts: usize, log_dir: &Path) -> Result<(), BenchError> {
     like_the_appliance();
-    let facts = world::with_vhosts(vhosts, backend);
-    let snapshot: Snapshot = Arc::new(ArcSwap::from_pointee(World::derive(facts.clone(), Generation(1))));
-    let (proven, all_proven) = std::sync::mpsc::channel();
-    let control = snapshot.clone();
-    std::thread::spawn(move || check_health(&control, facts, vhosts, &proven));
-
+    let snapshot = snapshot(vhosts, backend);
+    let registrar = Registrar::start(&snapshot, vhosts, None);
     let log = AccessLog::start(log_dir.to_owned(), |trouble| eprintln!("{trouble}"))?;
-    let shared = Arc::new(Shared::new(ProxySettings::default(), 0, [0; 32]));
-    let plane = DataPlane::new(snapshot, shared, Some(log.sink()));
+    let plane = data_plane(snapshot, &log);
     let listener = proximity_proxy::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     // The first probes of thousands of vhosts are no part of what is measured; the later ones are.
-    all_proven.recv().map_err(std::io::Error::other)?;
+    registrar.wait_until_proven()?;
     println!("{}", listener.local_addr()?);
     let (_go_on, course) = watch::channel(Course::Serve);
     Ok(plane.run(vec![listener], course)?)
+}
+
+/// Adds vhosts to a proxy of this process, one after the other, and prints for each the microseconds from its
+/// durable commit to the end of the first answer that it gives, on a connection that is open already.
+pub fn add_vhosts(
+    backend: SocketAddrV4,
+    vhosts: usize,
+    added: usize,
+    log_dir: &Path,
+    state_dir: &Path,
+) -> Result<(), BenchError> {
+    like_the_appliance();
+    let mut store = Store::open(state_dir)?;
+    let stored: Vec<Change> =
+        (0..vhosts).map(|at| Change::Vhost(Source::Api, Arc::new(world::vhost(at, backend)))).collect();
+    store.commit(&stored, Some(1))?;
+    let snapshot = snapshot(vhosts, backend);
+    let registrar = Registrar::start(&snapshot, vhosts, Some(store));
+    let log = AccessLog::start(log_dir.to_owned(), |trouble| eprintln!("{trouble}"))?;
+    let plane = data_plane(snapshot, &log);
+    let listener = proximity_proxy::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+    let SocketAddr::V4(address) = listener.local_addr()? else { unreachable!("bound to an IPv4 address") };
+    let (_go_on, course) = watch::channel(Course::Serve);
+    std::thread::spawn(move || plane.run(vec![listener], course));
+    registrar.wait_until_proven()?;
+
+    let mut client = Client::connect(address)?;
+    for at in vhosts..vhosts + added {
+        let host = world::host(at);
+        expect(&mut client, &host, 404)?;
+        let durable = registrar.add(world::vhost(at, backend))?;
+        expect(&mut client, &host, 200)?;
+        println!("{}", durable.elapsed().as_micros());
+    }
+    Ok(())
+}
+
+fn expect(client: &mut Client, host: &str, expected: u16) -> Result<(), BenchError> {
+    client.ask(host)?;
+    match client.take_answer()? {
+        status if status == expected => Ok(()),
+        status => Err(std::io::Error::other(format!("{host}: {status} instead of {expected}")).into()),
+    }
+}
+
+fn snapshot(vhosts: usize, backend: SocketAddrV4) -> Snapshot {
+    let world = World::derive(world::with_vhosts(vhosts, backend), Generation(1));
+    Arc::new(ArcSwap::from_pointee(world))
+}
+
+fn data_plane(snapshot: Snapshot, log: &AccessLog) -> DataPlane {
+    let shared = Arc::new(Shared::new(ProxySettings::default(), 0, [0; 32]));
+    DataPlane::new(snapshot, shared, Some(log.sink()))
 }
 
 /// Serves DNS until killed.
@@ -66,31 +117,4 @@ fn like_the_appliance() {
     if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
         eprintln!("huge pages stay on: {error}");
     }
-}
-
-/// Probes every backend and publishes what comes out, as the appliance's one writer does. Tells `proven` when
-/// every vhost has been probed once.
-fn check_health(snapshot: &Snapshot, mut facts: Facts, vhosts: usize, proven: &std::sync::mpsc::Sender<()>) {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build() else {
-        return;
-    };
-    runtime.block_on(async {
-        let (generations, published) = watch::channel(1);
-        let (reports, mut verdicts) = mpsc::channel(1024);
-        tokio::spawn(proximity_proxy::probe(snapshot.clone(), published, reports, 1));
-        let mut left = vhosts;
-        while let Some((app, key, health)) = verdicts.recv().await {
-            let mut touched = Touched::default();
-            facts.apply(Change::Health(app, key, health), &mut touched);
-            let before = snapshot.load_full();
-            let generation = Generation(before.generation.0 + 1);
-            snapshot.store(Arc::new(before.next(facts.clone(), &touched, generation)));
-            generations.send_replace(generation.0);
-            left = left.saturating_sub(1);
-            if left == 0 {
-                // Only the first word counts, later ones find nobody.
-                let _ = proven.send(());
-            }
-        }
-    });
 }

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::BenchError;
 
-/// Programs and the Debian and Ubuntu packages that bring them.
+/// Programs without which nothing is measured, and the Debian and Ubuntu packages that bring them.
 const PROGRAMS: &[(&str, &str)] = &[
     ("nginx", "nginx-light"),
     ("dnsmasq", "dnsmasq-base"),
@@ -10,6 +10,9 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("dnsperf", "dnsperf"),
     ("setpriv", "util-linux"),
 ];
+
+/// Programs without which a part of the report is missing.
+const OPTIONAL: &[(&str, &str)] = &[("haproxy", "haproxy"), ("caddy", "caddy"), ("h2load", "nghttp2-client")];
 
 /// Where programs of ordinary users' `PATH` often are not.
 const SYSTEM: &[&str] = &["/usr/local/sbin", "/usr/sbin", "/sbin"];
@@ -26,6 +29,14 @@ pub fn check() -> Result<(), BenchError> {
     Err(BenchError::Missing {
         programs: list(|pair| pair.0).join(", "),
         packages: list(|pair| pair.1).join(" "),
+    })
+}
+
+/// Where an optional program is, or the words that say what is not measured without it.
+pub fn find_optional(program: &str) -> Result<PathBuf, String> {
+    find(program).ok_or_else(|| {
+        let package = OPTIONAL.iter().find(|pair| pair.0 == program).map_or(program, |pair| pair.1);
+        format!("{program} is missing: apt-get install --no-install-recommends {package}")
     })
 }
 
@@ -46,6 +57,13 @@ fn is_program(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_missing_is_told_with_its_package() {
+        assert_eq!(find_optional("sh").ok(), find("sh"));
+        let words = find_optional("no-such-program-of-any-package").unwrap_err();
+        assert!(words.contains("apt-get install"), "{words}");
+    }
 
     #[test]
     fn a_program_is_found_only_where_one_is() {

@@ -18,13 +18,14 @@ const LEASE_TIME: u32 = 43_200;
 
 /// Facts with `vhosts` vhosts that all lead to `backend`.
 pub fn with_vhosts(vhosts: usize, backend: SocketAddrV4) -> Facts {
-    let vhost = |at: usize| {
-        let app_name = label(at);
-        let hostname = host(at).parse().expect("a host name");
-        let vhost = Vhost::new(app_name.clone(), hostname, vec![BackendTarget::Address(backend)]);
-        (app_name, (Source::Config, Arc::new(vhost)))
-    };
+    let vhost = |at: usize| (label(at), (Source::Config, Arc::new(vhost(at, backend))));
     Facts::new(intent((0..vhosts).map(vhost).collect()), Ledger::default())
+}
+
+/// A vhost that leads to `backend`.
+pub fn vhost(at: usize, backend: SocketAddrV4) -> Vhost {
+    let hostname = host(at).parse().expect("a host name");
+    Vhost::new(label(at), hostname, vec![BackendTarget::Address(backend)])
 }
 
 /// Facts with `names` apps that hold leases, and so have names and vhosts.
