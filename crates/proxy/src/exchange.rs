@@ -83,7 +83,9 @@ pub async fn answer(
     let fate = match decide(caller, &mut ticket) {
         Ok(asked) => {
             let timeouts = asked.visit.site.policy().timeouts;
-            let upload = Relay::of_request(asked.body_limit).by_pipes(&caller.worker.pipes);
+            let upload = Relay::of_request(asked.body_limit)
+                .by_pipes(&caller.worker.pipes)
+                .withholding(asked.visit.site.withheld.as_ref());
             watch.end_in(timeouts.total);
             Exchange { ticket: &mut ticket, watch, down, upload, timeouts, patience: None, interims: 0 }
                 .run(caller, asked)
@@ -179,7 +181,7 @@ impl Exchange<'_, '_, '_> {
                     }
                     attempts -= 1;
                     worker.counters.retried();
-                    self.upload = Relay::of_request(asked.body_limit).by_pipes(&caller.worker.pipes);
+                    self.upload.again();
                 }
             }
         }
@@ -269,8 +271,7 @@ impl Exchange<'_, '_, '_> {
                         return Err(broke);
                     }
                     worker.counters.retried();
-                    // Not a beginning anew: the framing of the first chunk may have been read.
-                    self.upload = Relay::of_request(self.upload.limit).by_pipes(&worker.pipes);
+                    self.upload.again();
                 }
             }
         }

@@ -1,10 +1,10 @@
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use crate::Reason;
 use crate::http1::{Kind, trailers};
 use crate::side::{Cut, Sink, Source};
 use crate::splice::{Broken, Pipes, Splice, WORTH_IT};
+use crate::{CompiledEdits, Reason};
 
 /// A body on its way from one side of an exchange to the other.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub struct Relay {
     ended: Option<Result<(), Cut>>,
     pipes: Option<Rc<Pipes>>,
     splice: Option<Splice>,
+    /// What must not be among the trailers.
+    withheld: Option<Rc<CompiledEdits>>,
 }
 
 /// Why a body did not pass whole.
@@ -47,6 +49,7 @@ impl Relay {
             ended: None,
             pipes: None,
             splice: None,
+            withheld: None,
         }
     }
 
@@ -59,6 +62,24 @@ impl Relay {
     pub fn by_pipes(mut self, pipes: &Rc<Pipes>) -> Relay {
         self.pipes = Some(pipes.clone());
         self
+    }
+
+    /// Keeps trailers back that these edits remove.
+    pub fn withholding(mut self, names: Option<&Rc<CompiledEdits>>) -> Relay {
+        self.withheld = names.cloned();
+        self
+    }
+
+    /// The same body for another attempt, when nothing of it has moved. Its source goes on where it is: the framing
+    /// of the first chunk may have been read.
+    pub fn again(&mut self) {
+        let withheld = self.withheld.take();
+        *self = Relay {
+            meaning: self.meaning,
+            pipes: self.pipes.take(),
+            withheld,
+            ..Relay::of_request(self.limit)
+        };
     }
 
     /// Whether what came from one side waits for the other to take it.
@@ -121,17 +142,19 @@ impl Relay {
                     return Poll::Pending;
                 }
                 Poll::Ready(Err(cut)) => self.ended = Some(Err(cut)),
-                Poll::Ready(Ok(0)) => match trailers::pass_on(from.trailers(), self.meaning) {
-                    Ok((section, ambiguous)) => {
-                        to.finish(&section);
-                        self.ambiguous = ambiguous;
-                        self.ended = Some(Ok(()));
+                Poll::Ready(Ok(0)) => {
+                    match trailers::pass_on(from.trailers(), self.meaning, self.withheld.as_deref()) {
+                        Ok((section, ambiguous)) => {
+                            to.finish(&section);
+                            self.ambiguous = ambiguous;
+                            self.ended = Some(Ok(()));
+                        }
+                        Err(reason) => {
+                            from.spoil();
+                            self.ended = Some(Err(Cut::Nonsense(reason)));
+                        }
                     }
-                    Err(reason) => {
-                        from.spoil();
-                        self.ended = Some(Err(Cut::Nonsense(reason)));
-                    }
-                },
+                }
                 Poll::Ready(Ok(octets)) => {
                     if self.limit > 0 && self.moved + octets as u64 > self.limit {
                         return Poll::Ready(Err(Stopped::TooLarge));

@@ -22,6 +22,8 @@ pub struct Site {
     pub users: Option<Option<Arc<BasicUsers>>>,
     pub request_edits: Option<CompiledEdits>,
     pub response_edits: Option<CompiledEdits>,
+    /// Names that the trailers of a request must not have: those that its header must not have.
+    pub withheld: Option<Rc<CompiledEdits>>,
     pub rules: Rules,
     pub passive: Passive,
     pub budget: RetryBudget,
@@ -82,6 +84,7 @@ impl Site {
             users: policy.basic_auth.as_ref().map(users),
             request_edits: edits(&policy.request_headers),
             response_edits: edits(&policy.response_headers),
+            withheld: withheld(policy),
             rules: Rules::of(policy),
             passive: Passive::from(policy.passive),
             budget: RetryBudget::new(policy.retries.budget, LEAST_RETRIES, now_ms),
@@ -175,6 +178,15 @@ impl Target<'_> {
             Target::Changed(bytes) => bytes,
         }
     }
+}
+
+/// What the administrator takes or replaces, and what only the auth service may say.
+fn withheld(policy: &VhostPolicy) -> Option<Rc<CompiledEdits>> {
+    let edits = &policy.request_headers;
+    let replaced = edits.set.iter().map(|(name, _)| name);
+    let granted = policy.forward_auth.iter().flat_map(|auth| &auth.copy_headers);
+    let names = edits.remove.iter().chain(replaced).chain(granted).map(String::as_str);
+    CompiledEdits::new([], [], names).ok().filter(|edits| !edits.is_empty()).map(Rc::new)
 }
 
 /// Whether requests may go to the backends of a service.

@@ -1,6 +1,7 @@
 //! The proxy as a client and a backend see it: real sockets on ephemeral ports, scripted backends.
 
 mod announced;
+mod auth;
 mod backends;
 mod balancing;
 mod compression;
