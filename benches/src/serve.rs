@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use proximity_dns::{DnsServer, DnsSettings, DnsStats, Forwarder};
 use proximity_proxy::{AccessLog, Course, DataPlane, Shared, Snapshot};
 use proximity_store::Store;
-use proximity_table::{Change, Generation, ProxySettings, Source, World};
+use proximity_table::{Change, Generation, LogSettings, ProxySettings, Source, World};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
@@ -25,7 +25,7 @@ pub fn proxy(backend: SocketAddrV4, vhosts: usize, log_dir: &Path) -> Result<(),
     like_the_appliance();
     let snapshot = snapshot(vhosts, backend);
     let registrar = Registrar::start(&snapshot, vhosts, None);
-    let log = AccessLog::start(log_dir.to_owned(), |trouble| eprintln!("{trouble}"))?;
+    let log = AccessLog::start(log_dir.to_owned(), LogSettings::default(), |trouble| eprintln!("{trouble}"))?;
     let plane = data_plane(snapshot, &log);
     let listener = proximity_proxy::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     // The first probes of thousands of vhosts are no part of what is measured; the later ones are.

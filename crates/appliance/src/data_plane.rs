@@ -175,6 +175,9 @@ impl DataThreads {
     pub fn set_proxy_settings(&self, settings: &ProxySettings) {
         self.shared.settings.store(Arc::new(settings.clone()));
         self.forwards.set_drain(Duration::from_secs(settings.drain.into()));
+        if let Some(log) = &*lock(&self.access_log) {
+            log.set(settings.log);
+        }
     }
 
     /// Stops answering DNS.
@@ -438,7 +441,7 @@ fn run(mut inbox: mpsc::UnboundedReceiver<Work>, streams: StreamThread) -> io::R
 /// Without its directory the proxy serves on without logs.
 fn start_access_log(config: &Config) -> Option<AccessLog> {
     let tell = |trouble: &str| log!(Error, "access", trouble);
-    match AccessLog::start(config.appliance.log_dir.clone(), tell) {
+    match AccessLog::start(config.appliance.log_dir.clone(), config.proxy.settings.log, tell) {
         Ok(log) => Some(log),
         Err(error) => {
             log!(Error, "access", "access logs are not written", error = error);

@@ -64,6 +64,7 @@ fn log(table: &mut Section<'_>) -> LogSettings {
         max_age: log.duration("max_age", defaults.max_age, 0),
         keep: log.number("keep", defaults.keep, 0..=1000),
         compress: log.boolean("compress", defaults.compress),
+        redact_query: log.boolean("redact_query", defaults.redact_query),
     };
     log.finish();
     settings

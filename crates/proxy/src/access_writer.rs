@@ -3,14 +3,17 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use proximity_table::Name;
+use arc_swap::ArcSwap;
+use proximity_table::{LogSettings, Name};
 
 use crate::access::Batch;
-use crate::access_file::{AtEnd, LogFile};
+use crate::access_file::{AtEnd, Bounds, LogFile, Moment};
+use crate::access_names::{DEFAULT_NAME, file_name, put_aside};
+use crate::access_shelf::Shelf;
 use crate::free_space::{FreeSpace, Keep};
 
 /// Batches that may wait for the writer; each holds up to some 32 KiB.
@@ -20,48 +23,31 @@ const MOST_OPEN: usize = 128;
 /// How long writing must have worked before the next trouble is told: a disk that is now full and now not
 /// would be told of with every batch.
 const QUIET: Duration = Duration::from_secs(60);
-const DEFAULT_NAME: &str = "default.log";
+/// Octets of `default.log`, if a vhost's may be longer. Whoever knocks with random names decides how much goes
+/// there, so it is the one log that ends by itself, until it is too old or moved away.
+const DEFAULT_LENGTH: u64 = 16 << 20;
+/// What the logs leave to others. Leases are stored on the same disk as a rule, and without a durable commit
+/// nobody gets an address. 64 MiB is more than their whole store; a share is left to the rest of the system, and
+/// a GiB is enough of that on any disk.
+const KEEP: Keep = Keep { percent: 5, least: 64 << 20, most: 1 << 30 };
 
-/// How much of a disk the logs may take.
-#[derive(Clone, Copy, Debug)]
-struct Bounds {
-    /// Octets of a vhost's file; one more of the same length is kept beside it.
-    vhost_file: u64,
-    /// Octets of `default.log`.
-    default_file: u64,
-    /// What stays free for others.
-    keep: Keep,
-}
-
-impl Bounds {
-    const USUAL: Bounds = Bounds {
-        // Some 150,000 lines: enough to look back on, and eight busy apps with the file before it take one GiB.
-        vhost_file: 64 << 20,
-        // Whoever knocks with random names decides how much goes there, so it is the one log that ends by
-        // itself, until it is moved away.
-        default_file: 16 << 20,
-        // Leases are stored on the same disk as a rule, and without a durable commit nobody gets an address.
-        // 64 MiB is more than their whole store; a share is left to the rest of the system, and a GiB is
-        // enough of that on any disk.
-        keep: Keep { percent: 5, least: 64 << 20, most: 1 << 30 },
-    };
-}
-
-/// The writer of the access logs: one thread, one file for each vhost. What it cannot write is counted and
-/// told once; traffic never waits for it.
+/// The writer of the access logs: one thread, one file for each vhost, and a second thread that compresses
+/// what was put aside. What cannot be written is counted and told once; traffic never waits for it.
 ///
-/// A file that is full becomes `<hostname>.log.1`, in place of the one before. While little is left free on the
-/// disk nothing is written.
+/// A file that is full or old becomes `<hostname>.log.1`, and that `<hostname>.log.1.gz`. While little is left
+/// free on the disk nothing is written.
 #[derive(Debug)]
 pub struct AccessLog {
     sink: AccessSink,
-    thread: Option<JoinHandle<()>>,
+    settings: Arc<ArcSwap<LogSettings>>,
+    shelf: Arc<Shelf>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// Where data threads leave their log lines.
 #[derive(Clone, Debug)]
 pub struct AccessSink {
-    queue: SyncSender<Batch>,
+    queue: SyncSender<Work>,
     counts: Arc<Counts>,
 }
 
@@ -80,6 +66,13 @@ pub struct AccessLogCounts {
     pub disk_full: u64,
 }
 
+#[derive(Debug)]
+enum Work {
+    Lines(Batch),
+    /// The settings are others.
+    Changed,
+}
+
 #[derive(Debug, Default)]
 struct Counts {
     written: AtomicU64,
@@ -91,8 +84,8 @@ struct Counts {
 
 struct Writer<F> {
     dir: PathBuf,
-    bounds: Bounds,
     space: FreeSpace,
+    shelf: Arc<Shelf>,
     files: HashMap<Option<Name>, LogFile>,
     turn: u64,
     counts: Arc<Counts>,
@@ -104,18 +97,37 @@ struct Writer<F> {
 impl AccessLog {
     /// Starts the writer on `dir`, which is made when it is missing. `tell` gets a sentence when writing
     /// begins to fail, once until it has worked for a minute.
-    pub fn start(dir: PathBuf, tell: impl FnMut(&str) + Send + 'static) -> io::Result<AccessLog> {
-        let (queue, batches) = sync_channel(QUEUE);
+    pub fn start(
+        dir: PathBuf,
+        settings: LogSettings,
+        tell: impl Fn(&str) + Clone + Send + 'static,
+    ) -> io::Result<AccessLog> {
+        let (queue, work) = sync_channel(QUEUE);
         let counts = Arc::new(Counts::default());
-        let mut writer = Writer::new(dir, Bounds::USUAL, counts.clone(), tell);
-        let thread =
-            std::thread::Builder::new().name("access-log".to_owned()).spawn(move || writer.run(&batches))?;
-        Ok(AccessLog { sink: AccessSink { queue, counts }, thread: Some(thread) })
+        let settings = Arc::new(ArcSwap::from_pointee(settings));
+        let shelf = Arc::new(Shelf::new(settings.clone()));
+        let (space, told, keeper) = (FreeSpace::new(dir.clone(), KEEP), tell.clone(), shelf.clone());
+        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let compressing = thread("log-compressor").spawn(move || keeper.run(space, told))?;
+        let mut writer = Writer::new(dir, KEEP, shelf.clone(), counts.clone(), tell);
+        let writing = thread("access-log").spawn(move || writer.run(&work));
+        if writing.is_err() {
+            shelf.stop();
+        }
+        let threads = vec![writing?, compressing];
+        Ok(AccessLog { sink: AccessSink { queue, counts }, settings, shelf, threads })
     }
 
     /// Where data threads leave their lines.
     pub fn sink(&self) -> AccessSink {
         self.sink.clone()
+    }
+
+    /// Has other settings followed from now on.
+    pub fn set(&self, settings: LogSettings) {
+        self.settings.store(Arc::new(settings));
+        // A writer with a full queue is about to look at the settings anyway.
+        let _ = self.sink.queue.try_send(Work::Changed);
     }
 
     /// What became of the lines so far.
@@ -130,12 +142,14 @@ impl AccessLog {
         }
     }
 
-    /// Writes what is queued and ends the thread. Blocks until every other sink is gone.
-    pub fn finish(mut self) {
-        let thread = self.thread.take();
-        drop(self);
-        if let Some(thread) = thread {
+    /// Writes what is queued and ends the threads; what is not compressed yet is after the next start. Blocks
+    /// until every other sink is gone.
+    pub fn finish(self) {
+        let AccessLog { sink, shelf, threads, .. } = self;
+        drop(sink);
+        for thread in threads {
             let _ = thread.join();
+            shelf.stop();
         }
     }
 }
@@ -143,9 +157,10 @@ impl AccessLog {
 impl AccessSink {
     /// Hands lines over. Returns how many were dropped because the writer is behind.
     pub(crate) fn send(&self, batch: Batch) -> u64 {
-        match self.queue.try_send(batch) {
+        match self.queue.try_send(Work::Lines(batch)) {
             Ok(()) => 0,
-            Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) => {
+            Err(TrySendError::Full(work) | TrySendError::Disconnected(work)) => {
+                let Work::Lines(batch) = work else { return 0 };
                 let lines = batch.lines();
                 self.counts.behind.fetch_add(lines, Relaxed);
                 lines
@@ -154,20 +169,38 @@ impl AccessSink {
     }
 }
 
-impl<F: FnMut(&str)> Writer<F> {
-    fn new(dir: PathBuf, bounds: Bounds, counts: Arc<Counts>, tell: F) -> Writer<F> {
-        let space = FreeSpace::new(dir.clone(), bounds.keep);
-        Writer { dir, bounds, space, files: HashMap::new(), turn: 0, counts, tell, trouble: None }
+impl<F: Fn(&str)> Writer<F> {
+    fn new(dir: PathBuf, keep: Keep, shelf: Arc<Shelf>, counts: Arc<Counts>, tell: F) -> Writer<F> {
+        let space = FreeSpace::new(dir.clone(), keep);
+        Writer { dir, space, shelf, files: HashMap::new(), turn: 0, counts, tell, trouble: None }
     }
 
-    fn run(&mut self, batches: &Receiver<Batch>) {
-        while let Ok(batch) = batches.recv() {
-            self.sort(batch);
-            // What has come meanwhile is written together.
-            for batch in batches.try_iter().take(QUEUE) {
-                self.sort(batch);
+    fn run(&mut self, work: &Receiver<Work>) {
+        loop {
+            let now = Moment::now();
+            self.put_old_aside(now);
+            let first = match self.next_due() {
+                None => work.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(due) => work.recv_timeout(Duration::from_secs(due.saturating_sub(now.unix))),
+            };
+            match first {
+                Ok(first) => self.take(first),
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => break,
             }
-            self.write_all(Instant::now());
+            // What has come meanwhile is written together.
+            for more in work.try_iter().take(QUEUE) {
+                self.take(more);
+            }
+            self.write_all(Moment::now());
+        }
+        self.shelf.stop();
+    }
+
+    fn take(&mut self, work: Work) {
+        match work {
+            Work::Lines(batch) => self.sort(batch),
+            Work::Changed => self.files.values().for_each(|file| self.shelf.tend(file.path().to_owned())),
         }
     }
 
@@ -176,10 +209,18 @@ impl<F: FnMut(&str)> Writer<F> {
         self.turn += 1;
         for (route, octets, lines) in batch.marks {
             let name = route.map(|route| route.hostname.clone());
-            let (dir, bounds) = (&self.dir, &self.bounds);
-            let file = self.files.entry(name).or_insert_with_key(|name| match name {
-                Some(name) => LogFile::new(dir.join(format!("{name}.log")), bounds.vhost_file, AtEnd::Rotate),
-                None => LogFile::new(dir.join(DEFAULT_NAME), bounds.default_file, AtEnd::Stop),
+            let (dir, shelf) = (&self.dir, &self.shelf);
+            let file = self.files.entry(name).or_insert_with_key(|name| {
+                let (name, at_end) = match name {
+                    Some(name) => (file_name(name), AtEnd::Rotate),
+                    None => (DEFAULT_NAME.to_owned(), AtEnd::Stop),
+                };
+                let path = dir.join(name);
+                // Left by a process that ended before it was compressed.
+                if put_aside(&path, 1, false).exists() {
+                    shelf.tend(path.clone());
+                }
+                LogFile::new(path, at_end)
             });
             file.pending.extend_from_slice(&batch.text[at..at + octets]);
             file.pending_lines += lines;
@@ -188,12 +229,14 @@ impl<F: FnMut(&str)> Writer<F> {
         }
     }
 
-    fn write_all(&mut self, now: Instant) {
+    fn write_all(&mut self, now: Moment) {
         let mut trouble = None;
+        let settings = self.shelf.settings();
         let crowded = self.files.len() > MOST_OPEN;
         for file in self.files.values_mut().filter(|file| !file.pending.is_empty()) {
             let lines = std::mem::take(&mut file.pending_lines);
-            let counter = if !self.space.take(file.pending.len(), now) {
+            let bounds = bounds(file.at_end(), &settings);
+            let counter = if !self.space.take(file.pending.len(), now.at) {
                 trouble.get_or_insert_with(|| {
                     format!(
                         "the file system of {} is nearly full; requests are served without log: make room there, \
@@ -203,7 +246,7 @@ impl<F: FnMut(&str)> Writer<F> {
                 });
                 &self.counts.disk_full
             } else {
-                match file.write(now) {
+                match file.write(now, bounds, &self.shelf) {
                     Ok(true) => &self.counts.written,
                     Ok(false) => &self.counts.default_full,
                     Err(error) => {
@@ -226,13 +269,37 @@ impl<F: FnMut(&str)> Writer<F> {
             }
         }
         if let Some(trouble) = trouble {
-            let is_new = self.trouble.is_none_or(|last| now.duration_since(last) >= QUIET);
-            self.trouble = Some(now);
-            if is_new {
-                (self.tell)(&trouble);
-            }
+            self.complain(&trouble, now);
         }
         self.close_least_used();
+    }
+
+    /// When the next file is too old. One that was closed for others is looked at when it is written to.
+    fn next_due(&self) -> Option<u64> {
+        let settings = self.shelf.settings();
+        self.files.values().filter_map(|file| file.due(bounds(file.at_end(), &settings))).min()
+    }
+
+    fn put_old_aside(&mut self, now: Moment) {
+        let settings = self.shelf.settings();
+        let mut trouble = None;
+        for file in self.files.values_mut() {
+            let done = file.put_old_aside(now, bounds(file.at_end(), &settings), &self.shelf);
+            if let Err(error) = done {
+                trouble = Some(format!("{}: {error}; lines are added to it", file.path().display()));
+            }
+        }
+        if let Some(trouble) = trouble {
+            self.complain(&trouble, now);
+        }
+    }
+
+    fn complain(&mut self, trouble: &str, now: Moment) {
+        let is_new = self.trouble.is_none_or(|last| now.at.duration_since(last) >= QUIET);
+        self.trouble = Some(now.at);
+        if is_new {
+            (self.tell)(trouble);
+        }
     }
 
     fn close_least_used(&mut self) {
@@ -253,21 +320,38 @@ impl<F: FnMut(&str)> Writer<F> {
     }
 }
 
+/// How long and how old a file may become.
+fn bounds(at_end: AtEnd, settings: &LogSettings) -> Bounds {
+    let length = match at_end {
+        AtEnd::Rotate => settings.max_size,
+        AtEnd::Stop => settings.max_size.min(DEFAULT_LENGTH),
+    };
+    Bounds { length, age: u64::from(settings.max_age) }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
     use std::fs;
+    use std::io::Read;
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
     use crate::access_file::LOOK_AGAIN;
+    use crate::access_names::unfinished;
 
     const ALL_OF_IT: Keep = Keep { percent: 0, least: u64::MAX, most: u64::MAX };
     const NOTHING: Keep = Keep { percent: 0, least: 0, most: 0 };
 
-    fn writer<F: FnMut(&str)>(name: &str, keep: Keep, tell: F) -> Writer<F> {
+    fn writer<F: Fn(&str)>(name: &str, keep: Keep, tell: F) -> Writer<F> {
         let dir = std::env::temp_dir().join(format!("proximity-access-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
-        Writer::new(dir, Bounds { keep, ..Bounds::USUAL }, Arc::default(), tell)
+        let shelf = Arc::new(Shelf::new(Arc::default()));
+        Writer::new(dir, keep, shelf, Arc::default(), tell)
+    }
+
+    fn after(start: Moment, span: Duration) -> Moment {
+        Moment { at: start.at + span, unix: start.unix + span.as_secs() }
     }
 
     fn no_trouble(trouble: &str) {
@@ -282,12 +366,12 @@ mod tests {
     fn a_moved_file_is_left_and_a_new_one_begun() {
         let mut writer = writer("moved", NOTHING, no_trouble);
         let (path, moved) = (writer.dir.join(DEFAULT_NAME), writer.dir.join("default.log.1"));
-        let start = Instant::now();
+        let start = Moment::now();
         writer.sort(lines("a\n"));
         writer.write_all(start);
         fs::rename(&path, &moved).unwrap();
         writer.sort(lines("b\n"));
-        writer.write_all(start + LOOK_AGAIN);
+        writer.write_all(after(start, LOOK_AGAIN));
         assert_eq!(fs::read_to_string(&moved).unwrap(), "a\n");
         assert_eq!(fs::read_to_string(&path).unwrap(), "b\n");
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640 & fs::metadata(&moved).unwrap().mode());
@@ -300,21 +384,22 @@ mod tests {
         let line = "x".repeat(1 << 20);
         for _ in 0..20 {
             writer.sort(lines(&line));
-            writer.write_all(Instant::now());
+            writer.write_all(Moment::now());
         }
-        assert_eq!(fs::metadata(writer.dir.join(DEFAULT_NAME)).unwrap().len(), Bounds::USUAL.default_file);
+        assert_eq!(fs::metadata(writer.dir.join(DEFAULT_NAME)).unwrap().len(), DEFAULT_LENGTH);
         assert_eq!(writer.counts.default_full.load(Relaxed), 4);
         fs::remove_dir_all(&writer.dir).unwrap();
     }
 
     #[test]
     fn a_disk_that_is_nearly_full_gets_no_lines_and_is_told_of_once() {
-        let mut told = Vec::new();
-        let mut writer = writer("disk", ALL_OF_IT, |trouble: &str| told.push(trouble.to_owned()));
-        let start = Instant::now();
-        let write = |writer: &mut Writer<_>, after: Duration| {
+        let told = RefCell::new(Vec::new());
+        let mut writer =
+            writer("disk", ALL_OF_IT, |trouble: &str| told.borrow_mut().push(trouble.to_owned()));
+        let start = Moment::now();
+        let write = |writer: &mut Writer<_>, passed: Duration| {
             writer.sort(lines("a\n"));
-            writer.write_all(start + after);
+            writer.write_all(after(start, passed));
         };
         let second = Duration::from_secs(1);
         write(&mut writer, Duration::ZERO);
@@ -331,8 +416,66 @@ mod tests {
         let dir = writer.dir.clone();
         write(&mut writer, 3 * second + QUIET);
         drop(writer);
+        let told = told.into_inner();
         assert_eq!(told.len(), 2, "{told:?}");
         assert!(told[0].contains("nearly full") && told[0].contains(dir.to_str().unwrap()), "{told:?}");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_becomes_too_old_is_put_aside_even_when_nothing_is_logged() {
+        let mut writer = writer("idle", NOTHING, no_trouble);
+        let path = writer.dir.join(DEFAULT_NAME);
+        let start = Moment::now();
+        assert_eq!(writer.next_due(), None, "nothing to wake for");
+        writer.sort(lines("a\n"));
+        writer.write_all(start);
+        let age = u64::from(LogSettings::default().max_age);
+        assert_eq!(writer.next_due(), Some(start.unix + age));
+        writer.put_old_aside(after(start, Duration::from_secs(age - 1)));
+        assert!(path.exists());
+        writer.put_old_aside(after(start, Duration::from_secs(age)));
+        assert_eq!((path.exists(), writer.next_due()), (false, None));
+        assert_eq!(fs::read_to_string(put_aside(&path, 1, false)).unwrap(), "a\n");
+        fs::remove_dir_all(&writer.dir).unwrap();
+    }
+
+    #[test]
+    fn logs_are_bounded_compressed_and_follow_the_settings() {
+        let dir = std::env::temp_dir().join(format!("proximity-access-whole-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir(&dir).unwrap();
+        let path = dir.join(DEFAULT_NAME);
+        // What a process left that was killed while it compressed.
+        fs::write(put_aside(&path, 1, false), "left\n").unwrap();
+        fs::write(unfinished(&path), "half").unwrap();
+        let settings = LogSettings { max_size: 10, max_age: 1, keep: 2, ..LogSettings::default() };
+        let log = AccessLog::start(dir.clone(), settings, no_trouble).unwrap();
+        let sink = log.sink();
+        let until = |what: &str, holds: &dyn Fn() -> bool| {
+            let began = Instant::now();
+            while !holds() {
+                assert!(began.elapsed() < Duration::from_secs(20), "never {what}");
+                std::thread::yield_now();
+            }
+        };
+        assert_eq!(sink.send(lines("11111111\n")), 0);
+        // It is a second old soon: nothing else comes that would put it aside.
+        let (first, second) = (put_aside(&path, 1, true), put_aside(&path, 2, true));
+        until("put aside", &|| !path.exists());
+        until("compressed", &|| first.exists() && second.exists() && !put_aside(&path, 1, false).exists());
+        let text = |path: &PathBuf| {
+            let mut text = String::new();
+            flate2::read::GzDecoder::new(fs::File::open(path).unwrap()).read_to_string(&mut text).unwrap();
+            text
+        };
+        assert_eq!((text(&first), text(&second)), ("11111111\n".to_owned(), "left\n".to_owned()));
+        assert!(!unfinished(&path).exists());
+        log.set(LogSettings { keep: 1, max_age: 0, ..settings });
+        until("removed", &|| !second.exists());
+        assert_eq!((log.counts().written, log.counts().behind), (1, 0));
+        drop(sink);
+        log.finish();
         fs::remove_dir_all(&dir).unwrap();
     }
 

@@ -2,7 +2,9 @@
 pub fn push_json(to: &mut Vec<u8>, text: &[u8]) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     to.push(b'"');
-    if text.iter().all(|&b| (0x20..0x7f).contains(&b) && b != b'"' && b != b'\\') {
+    // Every octet is looked at, whatever the ones before it: the compiler takes sixteen at once.
+    let is_odd = |b: u8| !(0x20..0x7f).contains(&b) | (b == b'"') | (b == b'\\');
+    if !text.iter().fold(false, |found, &b| found | is_odd(b)) {
         to.extend_from_slice(text);
     } else {
         for c in String::from_utf8_lossy(text).chars() {

@@ -2,7 +2,7 @@
 //!
 //! The pure modules decide (`http1`, `host`, `path`, `balance`, `access_rules`, `basic_auth`, `forwarded`, `pages`,
 //! `health`, `targets`, `access`, `escape`); the shells move bytes (`server`, `front`, `exchange`, `relay`, `side`,
-//! `stream`, `pool`, `prober`, `peers`) and log lines (`access_writer`, `access_file`, `free_space`). A data thread owns its listeners, its upstream
+//! `stream`, `pool`, `prober`, `peers`) and log lines (`access_writer`, `access_file`, `access_shelf`, `free_space`). A data thread owns its listeners, its upstream
 //! connections and its log buffer, and reads one world per request; it shares nothing that it would have to
 //! lock.
 //!
@@ -14,7 +14,9 @@
 
 mod access;
 mod access_file;
+mod access_names;
 mod access_rules;
+mod access_shelf;
 mod access_writer;
 mod auth;
 mod backend_slots;

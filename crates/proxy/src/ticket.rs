@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use proximity_table::Route;
 
-use crate::access::Line;
+use crate::access::{Line, Shown, wants};
 use crate::caller::Caller;
 use crate::clock::as_micros;
 use crate::http1::RequestHead;
@@ -61,6 +61,12 @@ impl Drop for Ticket<'_> {
         let worker = self.worker;
         worker.counters.bytes(self.received, self.sent);
         worker.counters.response(self.status);
+        let status = if self.status == 0 { CLIENT_CLOSED_REQUEST } else { self.status };
+        let policy = self.route.as_ref().map_or_else(Default::default, |route| route.policy.log);
+        let settings = worker.settings();
+        if !wants(status, policy, &settings.log, worker.entropy()) {
+            return;
+        }
         worker.log(self.route.take(), |clock| Line {
             at_micros: clock.unix_micros(self.start),
             client: &self.log_prefix,
@@ -68,10 +74,12 @@ impl Drop for Ticket<'_> {
             method: self.head.method_text.in_(self.bytes),
             host: self.host,
             uri: self.head.target.in_(self.bytes),
+            shown: Shown::of(self.head, self.bytes),
+            redact_query: settings.log.redact_query,
             received: self.received,
             duration_micros: as_micros(self.start.elapsed()),
             size: self.sent,
-            status: if self.status == 0 { CLIENT_CLOSED_REQUEST } else { self.status },
+            status,
         });
     }
 }

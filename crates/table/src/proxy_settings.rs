@@ -46,6 +46,8 @@ pub struct LogSettings {
     pub keep: u32,
     /// Whether files that are put aside are compressed (gzip).
     pub compress: bool,
+    /// Whether the values in queries are left out: some apps take tokens there.
+    pub redact_query: bool,
 }
 
 impl Default for ProxySettings {
@@ -76,6 +78,7 @@ impl Default for LogSettings {
             max_age: 7 * 86_400,
             keep: 5,
             compress: true,
+            redact_query: false,
         }
     }
 }

@@ -402,6 +402,6 @@ mod tests {
 
     #[test]
     fn more_fields_than_fit_are_refused() {
-        assert_eq!(with(&"X: 1\r\n".repeat(MOST_FIELDS).trim_end()).unwrap_err(), Reason::HeadTooLarge);
+        assert_eq!(with("X: 1\r\n".repeat(MOST_FIELDS).trim_end()).unwrap_err(), Reason::HeadTooLarge);
     }
 }

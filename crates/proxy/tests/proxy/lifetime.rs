@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::channel;
 
 use proximity_proxy::{AccessLog, Reason};
-use proximity_table::{Change, ProxySettings, Source};
+use proximity_table::{Change, LogPolicy, LogSettings, ProxySettings, Source, VhostPolicy};
 
 use crate::support::{Backend, Client, PATIENCE, Proxy, Table, read_line, vhost};
 
@@ -200,7 +200,7 @@ fn every_request_is_logged_in_the_file_of_its_vhost() {
     let dir = temp_dir("log");
     let backend = Backend::answering("hello");
     let mut table = Table::of(vec![vhost("wiki", &[backend.addr])]);
-    let log = AccessLog::start(dir.clone(), |trouble| panic!("{trouble}")).unwrap();
+    let log = AccessLog::start(dir.clone(), LogSettings::default(), |trouble| panic!("{trouble}")).unwrap();
     let proxy = Proxy::with(&table, ProxySettings::default(), Some(log.sink()));
     let mut client = proxy.connect();
     client.send(
@@ -239,12 +239,51 @@ fn every_request_is_logged_in_the_file_of_its_vhost() {
 }
 
 #[test]
+fn what_nobody_wants_logged_is_not() {
+    let dir = temp_dir("wants");
+    let backend = Backend::script(|mut conn| {
+        while let Some(request) = conn.request() {
+            match request.line.contains("token") {
+                true => conn.write("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"),
+                false => conn.answer("hello"),
+            }
+        }
+    });
+    let mut quiet = vhost("quiet", &[backend.addr]);
+    quiet.policy =
+        VhostPolicy { log: LogPolicy { enabled: false, sample: 1 }, ..VhostPolicy::default() }.shared();
+    let mut rare = vhost("rare", &[backend.addr]);
+    rare.policy =
+        VhostPolicy { log: LogPolicy { enabled: true, sample: u32::MAX }, ..VhostPolicy::default() }.shared();
+    let log = AccessLog::start(dir.clone(), LogSettings::default(), |trouble| panic!("{trouble}")).unwrap();
+    let settings = ProxySettings {
+        log: LogSettings { redact_query: true, ..LogSettings::default() },
+        ..ProxySettings::default()
+    };
+    let proxy = Proxy::with(&Table::of(vec![quiet, rare]), settings, Some(log.sink()));
+    assert_eq!(proxy.get("quiet.prox.local", "/").status, 200);
+    assert_eq!(proxy.get("rare.prox.local", "/").status, 200);
+    // An error is logged in any case, without what may be a token.
+    assert_eq!(proxy.get("rare.prox.local", "/?token=secret").status, 404);
+    proxy.join();
+    log.finish();
+    let logs: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|file| file.unwrap().path()).collect();
+    let text: String = logs.iter().map(|log| std::fs::read_to_string(log).unwrap()).collect();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.contains("\"status\":404") && !text.contains("secret"), "{text}");
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
 fn a_log_that_cannot_be_written_is_told_once_and_stops_nothing() {
     let dir = temp_dir("no-dir");
     std::fs::write(&dir, "a file where the directory should be").unwrap();
     let backend = Backend::answering("hello");
     let (told, troubles) = channel();
-    let log = AccessLog::start(dir.clone(), move |trouble| told.send(trouble.to_owned()).unwrap()).unwrap();
+    let log = AccessLog::start(dir.clone(), LogSettings::default(), move |trouble| {
+        told.send(trouble.to_owned()).unwrap()
+    })
+    .unwrap();
     let proxy = Proxy::with(
         &Table::of(vec![vhost("wiki", &[backend.addr])]),
         ProxySettings::default(),
