@@ -51,7 +51,7 @@ pub fn add_vhosts(
     store.commit(&stored, Some(1))?;
     let snapshot = snapshot(vhosts, backend);
     let registrar = Registrar::start(&snapshot, vhosts, Some(store));
-    let log = AccessLog::start(log_dir.to_owned(), |trouble| eprintln!("{trouble}"))?;
+    let log = AccessLog::start(log_dir.to_owned(), LogSettings::default(), |trouble| eprintln!("{trouble}"))?;
     let plane = data_plane(snapshot, &log);
     let listener = proximity_proxy::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let SocketAddr::V4(address) = listener.local_addr()? else { unreachable!("bound to an IPv4 address") };

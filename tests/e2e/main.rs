@@ -10,6 +10,7 @@ mod explain;
 mod firewall;
 mod forwards;
 mod forwards_proxied;
+mod metrics;
 mod reservations;
 mod seed;
 mod services;

@@ -10,6 +10,7 @@ mod edit;
 mod explain;
 mod forward_input;
 mod forward_view;
+mod metrics;
 mod objects;
 mod problem;
 mod routes;
@@ -31,6 +32,7 @@ use proximity_table::{App, Change, Facts, Generation, ResolvedForward, World};
 pub use auth::Token;
 pub use explain::{ExplainView, Said, StepView};
 pub use forward_view::{ForwardFigures, ForwardTargetView, ForwardView};
+pub use metrics::{Family, MetricKind, MetricsText};
 pub use objects::{RecordInput, ReservationInput, UpgradeInput};
 pub use problem::Problem;
 pub use serve::{Listener, serve};
@@ -67,6 +69,8 @@ pub trait Appliance: Send + Sync + 'static {
     fn said(&self, app: &App) -> Said;
     /// Its parts.
     fn services(&self) -> Vec<ServiceView>;
+    /// The page of figures, made with [`MetricsText`]. It may take a while.
+    fn metrics(&self) -> String;
     /// Whether everything serves and the kernel is as planned; else why not.
     fn ready(&self) -> Result<(), String>;
     /// Starts, stops or restarts a part.

@@ -14,6 +14,7 @@ use proximity_table::{Facts, Protocol};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::metrics::CONTENT_TYPE;
 use crate::objects::{RecordInput, ReservationInput, UpgradeInput};
 use crate::view::{AppView, LeaseView, Page, RecordView, ReservationView, Upgraded};
 use crate::{
@@ -83,8 +84,12 @@ pub fn router<A: Appliance>(appliance: Arc<A>, trust: Trust) -> Router {
         .layer(DefaultBodyLimit::max(MOST_BODY))
         .layer(Extension(trust.clone()))
         .layer(middleware::from_fn_with_state((appliance.clone(), trust.clone()), authorize::<A>));
+    let metrics = Router::new()
+        .route("/metrics", get(metrics::<A>))
+        .layer(middleware::from_fn_with_state((appliance.clone(), trust.clone()), authorize::<A>));
     Router::new()
         .nest(BASE, api)
+        .merge(metrics)
         .route("/", get(async || LANDING))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready::<A>))
@@ -128,6 +133,15 @@ async fn ready<A: Appliance>(State(appliance): State<Arc<A>>) -> Response {
         Ok(()) => "ready\n".into_response(),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
+}
+
+/// Off the thread that everybody else waits for: with thousands of apps it is some milliseconds of work.
+async fn metrics<A: Appliance>(State(appliance): State<Arc<A>>) -> Result<Response, Problem> {
+    let page = tokio::task::spawn_blocking(move || appliance.metrics()).await.map_err(|_| {
+        let hint = "look into the log, and report it";
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the figures could not be put together", hint)
+    })?;
+    Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], page).into_response())
 }
 
 async fn set_service<A: Appliance>(

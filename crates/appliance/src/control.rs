@@ -25,7 +25,7 @@ use crate::kernel::Kernel;
 use crate::registrar::Registrar;
 use crate::upgrade::followers::Followers;
 use crate::upgrade::handover::Request;
-use crate::{daemon, log};
+use crate::{daemon, log, metrics};
 
 /// Everything that is asked about or changed from outside.
 pub struct Control {
@@ -138,10 +138,15 @@ impl Control {
         let forwards = self.data.forwards();
         let streams = StreamReason::ALL.into_iter();
         let streams = streams.map(|reason| (format!("forward.{}", reason.as_str()), forwards.count(reason)));
+        // What the writer had no time for is among the proxy's reasons.
+        let log = self.data.access_log_counts();
+        let log = [("failed", log.failed), ("default_full", log.default_full), ("disk_full", log.disk_full)];
+        let log = log.into_iter().map(|(reason, count)| (format!("access_log.{reason}"), count));
         dhcp.chain(dns_drops)
             .chain(malformed)
             .chain(proxy)
             .chain(streams)
+            .chain(log)
             .filter(|(_, count)| *count > 0)
             .collect()
     }
@@ -179,6 +184,9 @@ impl Control {
             ("http_requests", proxy.responses.iter().sum()),
             ("http_5xx", proxy.responses[5]),
             ("http_connections", proxy.open),
+            ("http_tunnels", proxy.tunnels),
+            ("http_retries", proxy.retries),
+            ("access_log_lines", self.data.access_log_counts().written),
             ("forwards", world.forwards.len() as u64),
             ("forwards_unhealthy", forwards_unhealthy as u64),
             ("forward_connections", streams.open),
@@ -293,6 +301,10 @@ impl Appliance for Control {
             Control::service("nat", (true, true), self.kernel.divergence(), nat.to_owned()),
             Control::service("admin", (true, true), None, listens(&config.admin.listen)),
         ]
+    }
+
+    fn metrics(&self) -> String {
+        metrics::page(self)
     }
 
     fn ready(&self) -> Result<(), String> {

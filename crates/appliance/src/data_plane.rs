@@ -1,6 +1,7 @@
 //! The data threads: each has its own runtime and its own sockets, and serves DNS and HTTP from the
 //! published world.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
@@ -13,7 +14,7 @@ use arc_swap::ArcSwap;
 use proximity_config::Config;
 use proximity_dns::{DnsServer, DnsSnapshot, DnsStats, Forwarder};
 use proximity_proxy::{
-    AccessLog, BackendLoad, Counters, Course, DataPlane, Shared, StreamForwards, StreamThread, Totals,
+    AccessLog, AccessLogCounts, AppTotals, BackendLoad, Counters, Course, DataPlane, Shared, StreamForwards, StreamThread, Totals,
 };
 use proximity_table::{BackendKey, ProxySettings, World};
 use tokio::sync::{mpsc, watch};
@@ -270,6 +271,35 @@ impl DataThreads {
     /// What the threads' proxies have counted.
     pub fn proxy_totals(&self) -> Totals {
         Totals::sum(lock(&self.proxy).iter().map(|counters| &**counters))
+    }
+
+    /// What the threads' proxies have counted of each app, and of requests for no app.
+    pub fn app_totals(&self) -> (Vec<(Arc<str>, AppTotals)>, AppTotals) {
+        self.shared.apps.totals()
+    }
+
+    /// What requests have found out about the backends, in the order of their keys.
+    pub fn backend_loads(&self) -> Vec<(BackendKey, BackendLoad)> {
+        self.shared.backends.loads(self.shared.millis(Instant::now()))
+    }
+
+    /// What became of the lines of the access logs.
+    pub fn access_log_counts(&self) -> AccessLogCounts {
+        lock(&self.access_log).as_ref().map(AccessLog::counts).unwrap_or_default()
+    }
+
+    /// Lets go of what is known of apps and backends that the world no longer has.
+    pub fn tidy(&self, world: &World) {
+        let mut apps: HashSet<&str> = HashSet::new();
+        let mut backends: HashSet<BackendKey> = HashSet::new();
+        for route in world.routes.values() {
+            apps.insert(&route.app);
+            backends.extend(route.backends().chain(&route.auth_backend).map(|backend| backend.key));
+        }
+        let targets = world.forwards.iter().flat_map(|forward| &forward.targets);
+        backends.extend(targets.map(|target| target.key));
+        self.shared.apps.retain(|app| apps.contains(app));
+        self.shared.backends.retain(|key| backends.contains(key));
     }
 
     /// Stops listening, lets what is under way end, and writes the logs out.

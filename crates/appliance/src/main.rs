@@ -14,6 +14,7 @@ mod forward_command;
 mod kernel;
 mod lan;
 mod log;
+mod metrics;
 mod objects;
 mod registrar;
 mod salt;

@@ -91,6 +91,7 @@ impl Tasks {
                 tokio::spawn(watch_firewall(control.kernel.clone())).abort_handle(),
                 spawn_prober(&control.registrar),
                 tokio::spawn(follow_forwards(control.clone())).abort_handle(),
+                tokio::spawn(tidy(control.clone())).abort_handle(),
             ],
             export: tokio::spawn(export),
             uplink: tokio::spawn(work.uplink.clone().run(held, stopped)),
@@ -225,6 +226,15 @@ async fn watch_firewall(kernel: Kernel) {
         if let Err(error) = watched {
             log!(Warn, "kernel", "changes of the firewall are not heard", error = error);
         }
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+}
+
+/// Has the proxy let go of what left the world. There is no hurry, and at many changes it is no small work.
+async fn tidy(control: Arc<Control>) {
+    let mut published = control.registrar.published();
+    while published.changed().await.is_ok() {
+        control.data.tidy(&control.registrar.world().load_full());
         tokio::time::sleep(Duration::from_secs(60)).await;
     }
 }

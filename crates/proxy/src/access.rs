@@ -57,16 +57,16 @@ pub struct Batch {
 
 impl Batch {
     /// Appends a line.
-    pub fn push(&mut self, route: Option<Arc<Route>>, line: &Line<'_>) {
+    pub fn push(&mut self, route: Option<&Arc<Route>>, line: &Line<'_>) {
         let before = self.text.len();
         line.write(&mut self.text);
         let length = self.text.len() - before;
         match self.marks.last_mut() {
-            Some((last, octets, lines)) if same(last.as_ref(), route.as_ref()) => {
+            Some((last, octets, lines)) if same(last.as_ref(), route) => {
                 *octets += length;
                 *lines += 1;
             }
-            _ => self.marks.push((route, length, 1)),
+            _ => self.marks.push((route.cloned(), length, 1)),
         }
     }
 

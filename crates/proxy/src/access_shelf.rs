@@ -9,6 +9,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use nix::fcntl::{Flock, FlockArg};
 use proximity_table::LogSettings;
 
 use crate::access_names::{put_aside, unfinished};
@@ -133,7 +134,8 @@ impl Shelf {
             let from = put_aside(path, number, false);
             if from.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
                 let to = unfinished(path);
-                let done = self.compress(path, &from, &to, space);
+                let Some(output) = open_alone(&to)? else { return Ok(()) };
+                let done = self.compress(path, &from, &to, output, space);
                 if !matches!(done, Ok(true)) {
                     absent_is_fine(fs::remove_file(&to))?;
                 }
@@ -160,11 +162,17 @@ impl Shelf {
 
     /// Compresses a file; false when it was given up because we stop, the disk is nearly full, or the file went
     /// meanwhile.
-    fn compress(&self, path: &Path, from: &Path, to: &Path, space: &mut FreeSpace) -> io::Result<bool> {
+    fn compress(
+        &self,
+        path: &Path,
+        from: &Path,
+        to: &Path,
+        output: Flock<File>,
+        space: &mut FreeSpace,
+    ) -> io::Result<bool> {
         let mut input = File::open(from)?;
         let meta = input.metadata()?;
-        let output = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(to)?;
-        let mut encoder = GzEncoder::new(output, Compression::new(LEVEL));
+        let mut encoder = GzEncoder::new(Locked(output), Compression::new(LEVEL));
         let mut step = vec![0; STEP];
         loop {
             let octets = input.read(&mut step)?;
@@ -176,7 +184,8 @@ impl Shelf {
             }
             encoder.write_all(&step[..octets])?;
         }
-        let output = encoder.finish()?;
+        // Locked until it has its last name.
+        let Locked(output) = encoder.finish()?;
         output.set_modified(meta.modified()?)?;
         // After a power cut there may be the one or the other or both, but not only half of it.
         output.sync_data()?;
@@ -190,6 +199,33 @@ impl Shelf {
         fs::remove_file(put_aside(path, number, false))?;
         Ok(true)
     }
+}
+
+/// A file that is written and locked.
+struct Locked(Flock<File>);
+
+impl Write for Locked {
+    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+        self.0.write(octets)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// Opens an empty file that nobody else writes; `None` when somebody does: while a binary is upgraded two
+/// processes look after the same logs.
+fn open_alone(path: &Path) -> io::Result<Option<Flock<File>>> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o640).open(path)?;
+    let Ok(file) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { return Ok(None) };
+    // It may have been finished, and have got another name, between the one and the other.
+    let (ours, there) = (file.metadata()?, path.metadata());
+    if !there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
+        return Ok(None);
+    }
+    file.set_len(0)?;
+    Ok(Some(file))
 }
 
 /// Whether it was done; that nothing was there is no error.
@@ -246,6 +282,11 @@ mod tests {
             while lock(&self.shelf.jobs).paths.pop_first().is_some() {
                 self.shelf.work(&self.path, &mut self.space).unwrap();
             }
+        }
+
+        fn compress(&mut self, from: &Path, to: &Path) -> bool {
+            let output = open_alone(to).unwrap().unwrap();
+            self.shelf.compress(&self.path, from, to, output, &mut self.space).unwrap()
         }
 
         /// Every file there is, without the `a.log` that all begin with, and what it holds.
@@ -341,13 +382,27 @@ mod tests {
         // Opened under its old number: what counts is where it is when it is done.
         fs::hard_link(&moved, case.path.with_file_name("a.log.old")).unwrap();
         let opened = case.path.with_file_name("a.log.old");
-        assert!(case.shelf.compress(&case.path, &opened, &to, &mut case.space).unwrap());
+        assert!(case.compress(&opened, &to));
         fs::remove_file(&opened).unwrap();
         case.holds(&[(".1", "two"), (".2.gz", "one")]);
         // And one that was put out meanwhile is not brought back.
         fs::hard_link(&from, &opened).unwrap();
         fs::remove_file(&from).unwrap();
-        assert!(!case.shelf.compress(&case.path, &opened, &to, &mut case.space).unwrap());
+        assert!(!case.compress(&opened, &to));
+    }
+
+    #[test]
+    fn what_another_process_compresses_is_left_to_it() {
+        let mut case = Case::new("two", 2, true);
+        case.put_aside("one");
+        let theirs = open_alone(&unfinished(&case.path)).unwrap().unwrap();
+        theirs.set_len(7).unwrap();
+        case.work();
+        assert_eq!(fs::metadata(unfinished(&case.path)).unwrap().len(), 7, "it is not even cut");
+        drop(theirs);
+        case.shelf.tend(case.path.clone());
+        case.work();
+        case.holds(&[(".1.gz", "one")]);
     }
 
     #[test]

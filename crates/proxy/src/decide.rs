@@ -66,7 +66,7 @@ pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>) -> Result<Asked<'
     }
     let visit = caller.visit(written)?;
     let site = &visit.site;
-    ticket.route = Some(site.route.clone());
+    ticket.site = Some(site.clone());
     if let Some(origin) = &origin {
         identity = Some(caller.identity(origin, written, site.request_edits.as_ref()));
     }

@@ -220,6 +220,7 @@ async fn refuse(caller: &Caller, watch: &Watch, reason: Reason, down: &mut Side)
     worker.counters.stopped_by(reason, 1);
     let status = if reason == Reason::HeadTimeout { 408 } else { reason.status() };
     worker.counters.response(status);
+    worker.nobody.observe(status, 0, 0, 0);
     let phrase = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
     let body = format!("{}\n", reason.as_str());
     let text = format!(

@@ -30,7 +30,7 @@ pub async fn page(ticket: &mut Ticket<'_>, watch: &Watch, refusal: &Refusal, dow
     }
     let world = worker.world();
     let inside = is_inside(&world, ticket.client).then(|| Inside {
-        detail: ticket.route.as_deref().and_then(seen),
+        detail: ticket.site.as_ref().and_then(|site| seen(&site.route)),
         apps: if reason == Reason::UnknownHost { apps(&world) } else { Vec::new() },
     });
     let host = std::str::from_utf8(ticket.host).unwrap_or_default();

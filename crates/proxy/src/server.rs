@@ -25,7 +25,7 @@ use crate::pool::Pool;
 use crate::site::Site;
 use crate::splice::Pipes;
 use crate::watch::{Phase, Signal, Ticks, Watch};
-use crate::{AccessSink, Counters, Course, Reason, Shared, front, peers};
+use crate::{AccessSink, AppCounters, Counters, Course, Reason, Shared, front, peers};
 
 /// Where the proxy reads the world: one immutable snapshot at a time.
 pub type Snapshot = Arc<ArcSwap<World>>;
@@ -88,6 +88,8 @@ pub(crate) struct Worker {
     swept: Cell<Generation>,
     pub pool: Pool,
     pub counters: Arc<Counters>,
+    /// Counts requests for no app.
+    pub nobody: Arc<AppCounters>,
 }
 
 /// Removes a connection from the list when its task ends, however it ends.
@@ -177,6 +179,7 @@ impl DataPlane {
             sites: RefCell::default(),
             pool: Pool::new(ticks.clone(), BACKEND_IDLE, self.counters.clone()),
             settings: RefCell::new(Rc::new(ProxySettings::clone(&self.shared.settings.load()))),
+            nobody: self.shared.apps.nobody(),
             shared: self.shared,
             random: Cell::new(Instant::now().elapsed().as_nanos() as u64 ^ std::process::id() as u64),
             sink: self.log,
@@ -351,7 +354,7 @@ impl Worker {
     }
 
     /// Notes a log line.
-    pub fn log<'a>(&self, route: Option<Arc<Route>>, line: impl FnOnce(&Clock) -> Line<'a>) {
+    pub fn log<'a>(&self, route: Option<&Arc<Route>>, line: impl FnOnce(&Clock) -> Line<'a>) {
         if self.sink.is_none() {
             return;
         }

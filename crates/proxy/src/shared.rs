@@ -7,7 +7,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use proximity_table::{BackendKey, ProxySettings, World};
 
-use crate::{Backends, ClientConnections, RateTable, VerifiedPasswords};
+use crate::{Apps, Backends, ClientConnections, RateTable, VerifiedPasswords};
 
 /// Milliseconds that a right password is remembered: a browser sends it with every request.
 const PASSWORD_MS: u64 = 10 * 60 * 1000;
@@ -20,6 +20,8 @@ pub struct Shared {
     pub settings: ArcSwap<ProxySettings>,
     /// What requests have found out about backends.
     pub backends: Backends,
+    /// What is counted of each app.
+    pub apps: Apps,
     /// Passwords that were right lately.
     pub passwords: VerifiedPasswords,
     /// Who asked how often.
@@ -40,6 +42,7 @@ impl Shared {
         Shared {
             settings: ArcSwap::from_pointee(settings),
             backends: Backends::default(),
+            apps: Apps::default(),
             passwords: VerifiedPasswords::new(password_key, PASSWORD_MS),
             rates: RateTable::new(RandomState::new()),
             clients: Arc::new(ClientConnections::new(RandomState::new())),

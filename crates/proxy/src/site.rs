@@ -6,8 +6,8 @@ use proximity_table::{Action, PathRoute, Rate, Redirect, Route, Service, Verdict
 
 use crate::pool::{Lane, Pool};
 use crate::{
-    AccessRules, BasicUsers, CompiledEdits, Member, NormalPath, Passive, Reason, RetryBudget, Rules, Shared,
-    split_target, strip_prefix,
+    AccessRules, AppCounters, BasicUsers, CompiledEdits, Member, NormalPath, Passive, Reason, RetryBudget,
+    Rules, Shared, split_target, strip_prefix,
 };
 
 /// Retries each second that a vhost with few requests has, too.
@@ -16,6 +16,8 @@ const LEAST_RETRIES: u32 = 5;
 /// A route with what a data thread has ready for its requests.
 pub struct Site {
     pub route: Arc<Route>,
+    /// What this thread counts of the app.
+    pub counters: Arc<AppCounters>,
     /// Who may ask; `None` when everybody may.
     pub access: Option<AccessRules>,
     /// Who may by name and password; `Some(None)` lets nobody in.
@@ -80,6 +82,7 @@ impl Site {
             lanes: vec![pool.plain_lane(backend.key)],
         });
         Site {
+            counters: shared.apps.counters(&route.app),
             access: (!access.is_open()).then_some(access),
             users: policy.basic_auth.as_ref().map(users),
             request_edits: edits(&policy.request_headers),

@@ -277,7 +277,8 @@ impl Totals {
     }
 }
 
-fn add(counter: &AtomicU64, count: u64) {
+/// Adds where only one thread writes.
+pub(crate) fn add(counter: &AtomicU64, count: u64) {
     counter.store(counter.load(Relaxed).wrapping_add(count), Relaxed);
 }
 

@@ -1,16 +1,14 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Instant;
-
-use proximity_table::Route;
 
 use crate::access::{Line, Shown, wants};
 use crate::caller::Caller;
 use crate::clock::as_micros;
 use crate::http1::RequestHead;
 use crate::server::Worker;
+use crate::site::Site;
 
 /// nginx's word for a client that left before it got an answer.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
@@ -28,7 +26,8 @@ pub struct Ticket<'a> {
     pub bytes: &'a [u8],
     /// The authority that the client asked for, as it was written.
     pub host: &'a [u8],
-    pub route: Option<Arc<Route>>,
+    /// Whose request it is, when it is anybody's.
+    pub site: Option<Rc<Site>>,
     pub start: Instant,
     /// Status of the answer; 0 as long as there is none.
     pub status: u16,
@@ -47,7 +46,7 @@ impl<'a> Ticket<'a> {
             head,
             bytes,
             host: head.host.map_or(&[], |host| host.in_(bytes)),
-            route: None,
+            site: None,
             start: Instant::now(),
             status: 0,
             received: 0,
@@ -59,15 +58,19 @@ impl<'a> Ticket<'a> {
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         let worker = self.worker;
+        let site = self.site.take();
+        let duration = as_micros(self.start.elapsed());
         worker.counters.bytes(self.received, self.sent);
         worker.counters.response(self.status);
+        let app = site.as_ref().map_or(&worker.nobody, |site| &site.counters);
+        app.observe(self.status, self.received, self.sent, duration);
         let status = if self.status == 0 { CLIENT_CLOSED_REQUEST } else { self.status };
-        let policy = self.route.as_ref().map_or_else(Default::default, |route| route.policy.log);
+        let policy = site.as_ref().map_or_else(Default::default, |site| site.policy().log);
         let settings = worker.settings();
         if !wants(status, policy, &settings.log, worker.entropy()) {
             return;
         }
-        worker.log(self.route.take(), |clock| Line {
+        worker.log(site.as_ref().map(|site| &site.route), |clock| Line {
             at_micros: clock.unix_micros(self.start),
             client: &self.log_prefix,
             version: self.head.version,
@@ -77,7 +80,7 @@ impl Drop for Ticket<'_> {
             shown: Shown::of(self.head, self.bytes),
             redact_query: settings.log.redact_query,
             received: self.received,
-            duration_micros: as_micros(self.start.elapsed()),
+            duration_micros: duration,
             size: self.sent,
             status,
         });

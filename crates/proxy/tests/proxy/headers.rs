@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use proximity_proxy::{AccessLog, Reason};
-use proximity_table::{HeaderEdits, HostPolicy, ProxySettings};
+use proximity_table::{HeaderEdits, HostPolicy, LogSettings, ProxySettings};
 
 use crate::support::{Backend, Client, Proxy, Request, Table, vhost, with};
 
@@ -170,7 +170,8 @@ fn the_log_tells_the_client_behind_a_trusted_proxy() {
     let dir = std::env::temp_dir().join(format!("proximity-proxy-client-ip-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&dir);
     let backend = Backend::answering("");
-    let log = AccessLog::start(PathBuf::clone(&dir), |trouble| panic!("{trouble}")).unwrap();
+    let log = AccessLog::start(PathBuf::clone(&dir), LogSettings::default(), |trouble| panic!("{trouble}"))
+        .unwrap();
     let table = Table::of(vec![vhost("wiki", &[backend.addr])]);
     let proxy = Proxy::with(&table, trusting(&["127.0.0.1/32"]), Some(log.sink()));
     let mut client = proxy.connect();

@@ -1,0 +1,297 @@
+//! What `/metrics` shows. Labels come from the table and from closed sets, never from clients.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use proximity_admin::{Appliance, MetricKind, MetricsText};
+use proximity_dhcp::Drop;
+use proximity_dns::DnsSnapshot;
+use proximity_proxy::{AccessLogCounts, AppTotals, BackendLoad, Circuit, Reason, Totals};
+use proximity_table::{AppState, BackendKey, HealthState, Verdict, World};
+
+use crate::control::Control;
+use crate::log;
+
+use MetricKind::{Counter, Gauge, Histogram};
+
+/// The page.
+pub fn page(control: &Control) -> String {
+    let world = control.world();
+    // So that nothing is shown that is no longer there.
+    control.data.tidy(&world);
+    let mut page = MetricsText::default();
+    let version = env!("CARGO_PKG_VERSION");
+    let mut build = page.family("proximity_build_info", Gauge, "What runs.");
+    build.sample(&[("version", version)], 1);
+    let uptime = control.uptime.milliseconds() / 1000;
+    page.single("proximity_uptime_seconds", Gauge, "Time since the start of the process.", uptime);
+    let ready = u8::from(control.ready().is_ok());
+    page.single("proximity_ready", Gauge, "Whether everything serves and the kernel is as planned.", ready);
+    page.single("proximity_generation", Gauge, "Number of the published world.", world.generation.0);
+    let lost = log::lost();
+    page.single("proximity_log_lines_lost_total", Counter, "Lines of the log that nobody took.", lost);
+    table(&mut page, &world);
+    dhcp(&mut page, control);
+    dns(&mut page, &control.data.dns_totals());
+    proxy(&mut page, &control.data.proxy_totals());
+    let (apps, others) = control.data.app_totals();
+    by_app(&mut page, &apps, &others);
+    by_backend(&mut page, &world, &control.data.backend_loads());
+    access_log(&mut page, &control.data.access_log_counts());
+    page.finish()
+}
+
+fn table(page: &mut MetricsText, world: &World) {
+    let ledger = world.facts.ledger();
+    page.single("proximity_leases", Gauge, "Leases in force.", ledger.bound_count());
+    let all = world.apps();
+    let mut apps = page.family("proximity_apps", Gauge, "Apps by their state.");
+    for state in [AppState::Active, AppState::Reserved, AppState::Stopped, AppState::Static] {
+        let count = all.iter().filter(|app| app.state() == state).count();
+        apps.sample(&[("state", state.as_str())], count);
+    }
+    let mut vhosts = page.family("proximity_vhosts", Gauge, "Host names by what a request meets there.");
+    for verdict in [Verdict::Ready, Verdict::Starting, Verdict::Stopped, Verdict::Disabled] {
+        let count = world.routes.values().filter(|route| route.verdict() == verdict).count();
+        vhosts.sample(&[("verdict", verdict.as_str())], count);
+    }
+}
+
+fn dhcp(page: &mut MetricsText, control: &Control) {
+    let stats = &control.dhcp;
+    let mut received = page.family("proximity_dhcp_received_total", Counter, "DHCP messages from clients.");
+    stats.received().for_each(|(kind, count)| received.sample(&[("type", kind)], count));
+    let mut sent = page.family("proximity_dhcp_sent_total", Counter, "DHCP messages to clients.");
+    stats.sent().for_each(|(kind, count)| sent.sample(&[("type", kind)], count));
+    let mut dropped = page.family("proximity_dhcp_dropped_total", Counter, "DHCP messages without answer.");
+    stats
+        .dropped()
+        .for_each(|(reason, count): (Drop, u64)| dropped.sample(&[("reason", reason.label())], count));
+}
+
+fn dns(page: &mut MetricsText, dns: &DnsSnapshot) {
+    let mut queries = page.family("proximity_dns_queries_total", Counter, "DNS queries.");
+    for (transport, count) in
+        [("udp", dns.udp_queries), ("tcp", dns.tcp_queries), ("process", dns.process_queries)]
+    {
+        queries.sample(&[("transport", transport)], count);
+    }
+    let mut answers = page.family("proximity_dns_responses_total", Counter, "DNS responses.");
+    dns.answers.iter().for_each(|(rcode, count)| answers.sample(&[("rcode", rcode)], count));
+    let mut dropped = page.family("proximity_dns_dropped_total", Counter, "DNS messages without answer.");
+    dns.drops.iter().for_each(|(reason, count)| dropped.sample(&[("reason", reason)], count));
+    let mut malformed =
+        page.family("proximity_dns_malformed_total", Counter, "DNS messages that made no sense.");
+    dns.malformed.iter().for_each(|(reason, count)| malformed.sample(&[("reason", reason)], count));
+    let mut single = |name, help, value| page.single(name, Counter, help, value);
+    single("proximity_dns_forwarded_total", "Questions about names of others.", dns.forwarded);
+    single("proximity_dns_cache_hits_total", "Of those, the ones answered from the cache.", dns.cache_hits);
+    let failures = dns.upstream_failures;
+    single(
+        "proximity_dns_upstream_failures_total",
+        "Of those, the ones that no upstream answered.",
+        failures,
+    );
+}
+
+fn proxy(page: &mut MetricsText, totals: &Totals) {
+    let mut single = |name, kind, help, value| page.single(name, kind, help, value);
+    single("proximity_http_connections", Gauge, "Client connections open now.", totals.open);
+    single("proximity_http_connections_total", Counter, "Client connections ever taken.", totals.connections);
+    single("proximity_http_tunnels", Gauge, "Upgraded connections (WebSocket) open now.", totals.tunnels);
+    single("proximity_http_retries_total", Counter, "Requests sent to a backend again.", totals.retries);
+    let connects = totals.upstream_connects;
+    single("proximity_upstream_connects_total", Counter, "Connections opened to backends.", connects);
+    let reuses = totals.upstream_reuses;
+    single("proximity_upstream_reuses_total", Counter, "Requests sent on a kept connection.", reuses);
+    let help = "Requests and connections that were stopped, and why.";
+    let mut stopped = page.family("proximity_http_stopped_total", Counter, help);
+    for reason in Reason::ALL {
+        stopped.sample(&[("reason", reason.as_str())], totals.of(reason));
+    }
+}
+
+/// Requests for no app of the table have an empty name.
+fn by_app(page: &mut MetricsText, apps: &[(Arc<str>, AppTotals)], others: &AppTotals) {
+    let all = || apps.iter().map(|(app, totals)| (&**app, totals)).chain([("", others)]);
+    let help = "Requests by app and by the class of their answer (0xx: the client left before it).";
+    let mut requests = page.family("proximity_http_requests_total", Counter, help);
+    for (app, totals) in all() {
+        for (class, count) in ["0xx", "1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().zip(totals.responses) {
+            if count > 0 {
+                requests.sample(&[("app", app), ("class", class)], count);
+            }
+        }
+    }
+    let help = "From a request's arrival to the end of its answer; changes of protocol are left out.";
+    let mut durations = page.family("proximity_http_request_duration_seconds", Histogram, help);
+    for (app, totals) in all() {
+        for (bound, count) in totals.durations.cumulative() {
+            durations.part("_bucket", &[("app", app), ("le", &seconds(bound).to_string())], count);
+        }
+        let count = totals.durations.count();
+        durations.part("_bucket", &[("app", app), ("le", "+Inf")], count);
+        durations.part("_sum", &[("app", app)], seconds(totals.durations.micros));
+        durations.part("_count", &[("app", app)], count);
+    }
+    let help = "Octets of bodies received from clients.";
+    let mut received = page.family("proximity_http_request_body_bytes_total", Counter, help);
+    all().for_each(|(app, totals)| received.sample(&[("app", app)], totals.received));
+    let help = "Octets of bodies sent to clients.";
+    let mut sent = page.family("proximity_http_response_body_bytes_total", Counter, help);
+    all().for_each(|(app, totals)| sent.sample(&[("app", app)], totals.sent));
+}
+
+fn by_backend(page: &mut MetricsText, world: &World, loads: &[(BackendKey, BackendLoad)]) {
+    let mut known: BTreeMap<(&str, String), (BackendKey, HealthState)> = BTreeMap::new();
+    for route in world.routes.values() {
+        for backend in route.backends() {
+            known.insert((&route.app, backend.key.addr.to_string()), (backend.key, backend.state()));
+        }
+    }
+    let help = "Whether the last probes of a backend passed.";
+    let mut healthy = page.family("proximity_backend_healthy", Gauge, help);
+    for ((app, backend), (_, state)) in &known {
+        let is_healthy = u8::from(*state == HealthState::Healthy);
+        healthy.sample(&[("app", app), ("backend", backend)], is_healthy);
+    }
+    // Those that got requests.
+    let loads: Vec<(&str, &str, &BackendLoad)> = known
+        .iter()
+        .filter_map(|((app, backend), (key, _))| {
+            let at = loads.binary_search_by_key(key, |(key, _)| *key).ok()?;
+            Some((*app, backend.as_str(), &loads[at].1))
+        })
+        .collect();
+    let mut each = |name, kind, help, value: fn(&BackendLoad) -> u32| {
+        let mut family = page.family(name, kind, help);
+        for (app, backend, load) in &loads {
+            family.sample(&[("app", app), ("backend", backend)], value(load));
+        }
+    };
+    let help = "Requests that a backend works on.";
+    each("proximity_backend_requests_in_flight", Gauge, help, |load| load.in_flight);
+    let help = "Requests that wait for a backend.";
+    each("proximity_backend_requests_waiting", Gauge, help, |load| load.waiting);
+    let help = "Whether a backend is left alone for its failures, or tried again after that.";
+    each("proximity_backend_paused", Gauge, help, |load| u32::from(load.circuit != Circuit::Closed));
+    let help = "How often a backend was left alone for its failures.";
+    each("proximity_backend_pauses_total", Counter, help, |load| load.pauses);
+}
+
+fn access_log(page: &mut MetricsText, counts: &AccessLogCounts) {
+    let help = "Lines of the access logs by what became of them.";
+    let mut lines = page.family("proximity_access_log_lines_total", Counter, help);
+    for (result, count) in [
+        ("written", counts.written),
+        ("behind", counts.behind),
+        ("failed", counts.failed),
+        ("default_full", counts.default_full),
+        ("disk_full", counts.disk_full),
+    ] {
+        lines.sample(&[("result", result)], count);
+    }
+}
+
+fn seconds(micros: u64) -> f64 {
+    micros as f64 / 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddrV4;
+
+    use proximity_config::Config;
+    use proximity_proxy::AppCounters;
+    use proximity_table::{
+        BackendTarget, Change, Facts, Generation, Health, Ledger, Source, Timestamp, Touched, Vhost,
+    };
+
+    use super::*;
+
+    fn with(write: impl FnOnce(&mut MetricsText)) -> String {
+        let mut page = MetricsText::default();
+        write(&mut page);
+        page.finish()
+    }
+
+    fn has(page: &str, line: &str) {
+        assert!(page.lines().any(|there| there == line), "{line} is not in\n{page}");
+    }
+
+    #[test]
+    fn apps_are_told_by_class_and_duration_and_the_rest_has_no_name() {
+        let counters = AppCounters::default();
+        counters.observe(200, 3, 5, 2_000);
+        counters.observe(204, 0, 0, 700_000);
+        counters.observe(502, 0, 9, 20_000_000);
+        let others = AppCounters::default();
+        others.observe(404, 0, 1, 1);
+        let page = with(|page| by_app(page, &[("wiki".into(), counters.snapshot())], &others.snapshot()));
+        for line in [
+            "# TYPE proximity_http_requests_total counter",
+            r#"proximity_http_requests_total{app="wiki",class="2xx"} 2"#,
+            r#"proximity_http_requests_total{app="wiki",class="5xx"} 1"#,
+            r#"proximity_http_requests_total{app="",class="4xx"} 1"#,
+            "# TYPE proximity_http_request_duration_seconds histogram",
+            r#"proximity_http_request_duration_seconds_bucket{app="wiki",le="0.001"} 0"#,
+            r#"proximity_http_request_duration_seconds_bucket{app="wiki",le="0.0025"} 1"#,
+            r#"proximity_http_request_duration_seconds_bucket{app="wiki",le="1"} 2"#,
+            r#"proximity_http_request_duration_seconds_bucket{app="wiki",le="10"} 2"#,
+            r#"proximity_http_request_duration_seconds_bucket{app="wiki",le="+Inf"} 3"#,
+            r#"proximity_http_request_duration_seconds_sum{app="wiki"} 20.702"#,
+            r#"proximity_http_request_duration_seconds_count{app="wiki"} 3"#,
+            r#"proximity_http_request_body_bytes_total{app="wiki"} 3"#,
+            r#"proximity_http_response_body_bytes_total{app="wiki"} 14"#,
+        ] {
+            has(&page, line);
+        }
+        assert!(!page.contains("class=\"0xx\""), "what never happened is left out");
+    }
+
+    #[test]
+    fn backends_are_told_once_with_health_and_load() {
+        let addr = |port| SocketAddrV4::new([10, 20, 0, 5].into(), port);
+        let key = |port| BackendKey { addr: addr(port), epoch: 0 };
+        let mut facts = Facts::new(Config::default().intent, Ledger::default());
+        let targets = vec![BackendTarget::Address(addr(80)), BackendTarget::Address(addr(81))];
+        let mut wiki = Vhost::new("wiki".parse().unwrap(), "wiki.prox.local".parse().unwrap(), targets);
+        wiki.aliases = vec!["alias.prox.local".parse().unwrap()];
+        let health = Health { state: HealthState::Healthy, since: Timestamp(1), reason: None };
+        for change in
+            [Change::Vhost(Source::Api, wiki.into()), Change::Health("wiki".into(), key(80), Some(health))]
+        {
+            facts.apply(change, &mut Touched::default());
+        }
+        let world = World::derive(facts, Generation(1));
+        let load = BackendLoad {
+            in_flight: 2,
+            waiting: 1,
+            failures: 3,
+            pauses: 4,
+            circuit: Circuit::Open { until_ms: 9 },
+        };
+        let page = with(|page| by_backend(page, &world, &[(key(80), load), (key(99), load)]));
+        for line in [
+            r#"proximity_backend_healthy{app="wiki",backend="10.20.0.5:80"} 1"#,
+            r#"proximity_backend_healthy{app="wiki",backend="10.20.0.5:81"} 0"#,
+            r#"proximity_backend_requests_in_flight{app="wiki",backend="10.20.0.5:80"} 2"#,
+            r#"proximity_backend_requests_waiting{app="wiki",backend="10.20.0.5:80"} 1"#,
+            r#"proximity_backend_paused{app="wiki",backend="10.20.0.5:80"} 1"#,
+            r#"proximity_backend_pauses_total{app="wiki",backend="10.20.0.5:80"} 4"#,
+        ] {
+            has(&page, line);
+        }
+        assert_eq!(page.lines().filter(|line| !line.starts_with('#')).count(), 6, "{page}");
+    }
+
+    #[test]
+    fn every_reason_is_a_series_from_the_start() {
+        let page = with(|page| proxy(page, &Totals::default()));
+        has(&page, r#"proximity_http_stopped_total{reason="unknown_host"} 0"#);
+        assert_eq!(page.matches("{reason=").count(), Reason::ALL.len());
+        let page =
+            with(|page| access_log(page, &AccessLogCounts { behind: 7, ..AccessLogCounts::default() }));
+        has(&page, r#"proximity_access_log_lines_total{result="behind"} 7"#);
+    }
+}
