@@ -14,7 +14,8 @@ use arc_swap::ArcSwap;
 use proximity_config::Config;
 use proximity_dns::{DnsServer, DnsSnapshot, DnsStats, Forwarder};
 use proximity_proxy::{
-    AccessLog, AccessLogCounts, AppTotals, BackendLoad, Counters, Course, DataPlane, Shared, StreamForwards, StreamThread, Totals,
+    AccessLog, AccessLogCounts, AppTotals, BackendLoad, Counters, Course, DataPlane, Shared, StreamForwards,
+    StreamThread, Totals,
 };
 use proximity_table::{BackendKey, ProxySettings, World};
 use tokio::sync::{mpsc, watch};

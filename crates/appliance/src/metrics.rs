@@ -270,6 +270,7 @@ mod tests {
             failures: 3,
             pauses: 4,
             circuit: Circuit::Open { until_ms: 9 },
+            last_failure: None,
         };
         let page = with(|page| by_backend(page, &world, &[(key(80), load), (key(99), load)]));
         for line in [
