@@ -454,7 +454,9 @@ fn an_upgrade_is_a_restart_for_the_configuration_and_none_for_the_rest() {
     assert!(output.status.success(), "{output:?}");
     assert!(connects(8080).is_err(), "nobody listens there any more");
     connects(80).expect("somebody does");
-    assert!(!site.appliance.admin_socket().exists(), "a socket that nobody serves is gone");
+    until("a socket that nobody serves is gone", PATIENCE, || {
+        if site.appliance.admin_socket().exists() { Err("it is there") } else { Ok(()) }
+    });
     let output = site.cli(&["status", "--json"]);
     assert!(output.status.success(), "{output:?}");
 }

@@ -186,15 +186,16 @@ async fn begin(
     let data = DataThreads::start(&config, world, &forwarder, published, &mut sockets, &before.stopped)?;
     let ready_after = uptime.milliseconds();
 
+    let left: Vec<_> = sockets.left_paths().cloned().collect();
+    // Closes what is not wanted any more. The process before us listens there until it retires.
+    drop(sockets);
     if let Some(takeover) = takeover.take() {
         takeover.complete(before.pid, &followers);
     }
     retired.into_iter().for_each(|(pid, stream)| followers.attach(pid, stream.into()));
-    for path in sockets.left_paths() {
+    for path in left {
         let _ = std::fs::remove_file(path);
     }
-    // Closes what is not wanted any more.
-    drop(sockets);
     let uplink = Uplink {
         interface: config.intent.wan_interface.clone(),
         hostname: config.intent.hostname.clone(),
