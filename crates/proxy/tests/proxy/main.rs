@@ -4,6 +4,7 @@ mod announced;
 mod auth;
 mod backends;
 mod balancing;
+mod bodies;
 mod compression;
 mod forward_support;
 mod forwards;
