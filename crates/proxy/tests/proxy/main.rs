@@ -13,6 +13,7 @@ mod framing;
 mod headers;
 mod health;
 mod http2;
+mod https;
 mod keep_alive;
 mod lifetime;
 mod paths;
