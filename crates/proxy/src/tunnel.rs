@@ -38,7 +38,10 @@ impl Exchange<'_, '_, '_> {
         let (Up::Http1(mut up), Some(_)) = (up, self.ticket.head.upgrade) else {
             return Err(Reason::BackendNonsense);
         };
-        let Some(input) = &mut up.input else { return Err(Reason::BackendNonsense) };
+        // RFC 9110 §7.8: the new protocol begins behind the request. What is left of a body is none of it.
+        let Some(input) = up.input.as_mut().filter(|_| self.upload.is_done) else {
+            return Err(Reason::BackendNonsense);
+        };
         self.down.interim(response, input.data(), self.ticket.head.version);
         let Down::Http1(down) = &mut *self.down else { return Err(Reason::BackendNonsense) };
         input.consume(length);
