@@ -13,9 +13,10 @@ const LONGEST_NAME: usize = 128;
 
 /// Fields about one connection or about where a message ends (RFC 9110 §7.6.1, §8.6; RFC 9112 §6): whoever
 /// edits them would make two readers see two messages.
-const UNTOUCHABLE: [&str; 12] = [
+const UNTOUCHABLE: [&str; 13] = [
     "connection",
     "content-length",
+    "expect",
     "host",
     "http2-settings",
     "keep-alive",

@@ -5,7 +5,7 @@ const MOST_COST: u32 = 15;
 /// Most memory of one Argon2 check, in KiB.
 const MOST_MEMORY: u32 = 256 << 10;
 /// Most passes of one Argon2 check.
-const MOST_PASSES: u32 = 32;
+const MOST_PASSES: u32 = 16;
 
 /// Why a text is not the hash of a password that can be checked; `None` when it is one. A hash that takes
 /// very long to check is refused: everybody may make the proxy check it.
@@ -57,7 +57,7 @@ fn argon2(text: &str) -> Option<&'static str> {
         () if parameters.split(',').count() != 3 => {
             Some("its parameters are not m=…,t=…,p=…: copy the whole hash")
         }
-        () if !bearable => Some("use at most m=262144 (256 MiB), t=32 and p=16, such as m=19456,t=2,p=1"),
+        () if !bearable => Some("use at most m=262144 (256 MiB), t=16 and p=16, such as m=19456,t=2,p=1"),
         () if !base64(salt, 11) || !base64(hash, 14) => Some("copy the whole hash, salt and all"),
         () => None,
     }

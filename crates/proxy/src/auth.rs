@@ -22,6 +22,12 @@ pub enum Verdict {
     Answered(Fate),
 }
 
+/// Passwords that are checked at a time, and that wait for it.
+const CHECKS: u32 = 2;
+const WAITING_CHECKS: u32 = 32;
+/// How long one may wait.
+const CHECK_WITHIN: Duration = Duration::from_secs(5);
+
 /// Asks for name and password where the vhost wants them (RFC 7617).
 pub async fn by_password(ticket: &Ticket<'_>, asked: &Asked<'_>) -> Result<(), Refusal> {
     let Some(users) = &asked.visit.site.users else { return Ok(()) };
@@ -37,8 +43,15 @@ pub async fn by_password(ticket: &Ticket<'_>, asked: &Asked<'_>) -> Result<(), R
         Answer::Granted(_) => Ok(()),
         Answer::Refused => Err(refused()),
         Answer::Ask(attempt) => {
-            // Whoever guesses passwords keeps a blocking thread busy, and no data thread.
-            let checked = tokio::task::spawn_blocking(move || attempt.verify()).await;
+            // Whoever guesses passwords keeps a blocking thread busy, and no data thread; not many of them, since each
+            // takes as much memory as its hash was made to take.
+            let waiting = shared.checks.wait(CHECKS, WAITING_CHECKS).map_err(|_| Reason::QueueFull)?;
+            let slot = tokio::time::timeout(CHECK_WITHIN, waiting).await.map_err(|_| Reason::QueueTimeout)?;
+            let checking = move || {
+                let _slot = slot;
+                attempt.verify()
+            };
+            let checked = tokio::task::spawn_blocking(checking).await;
             let right = checked.ok().flatten().ok_or_else(refused)?;
             shared.passwords.remember(&right, now);
             Ok(())

@@ -10,7 +10,7 @@ pub const LARGE: usize = 256 * 1024;
 const WORDS: usize = 2 * 1024;
 const MOST_WORDS: usize = 32 * 1024;
 /// Unused buffers that a thread keeps.
-const MOST_SMALL: usize = 256;
+const MOST_SMALL: usize = 2048;
 const MOST_LARGE: usize = 32;
 /// Large buffers in use at once; beyond that, bodies move in small pieces, so that ten thousand slow readers
 /// cannot hold gigabytes.

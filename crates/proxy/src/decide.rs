@@ -10,7 +10,7 @@ use crate::ticket::Ticket;
 use crate::{ClientSlot, Reason, RetryAfter, host};
 
 /// Scope of the limits that hold over all vhosts.
-const EVERYWHERE: u64 = 0;
+pub const EVERYWHERE: u64 = 0;
 
 /// A request that may go on, as far as can be told at once.
 pub struct Asked<'a> {
@@ -64,6 +64,10 @@ pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>) -> Result<Asked<'
         ticket.client = origin.client;
         ticket.log_prefix = Cow::Owned(client_fields(caller.peer, origin.client));
     }
+    if let Some(rate) = ticket.worker.settings().client_rate {
+        let shared = &ticket.worker.shared;
+        shared.rates.take(EVERYWHERE, ticket.client, rate, shared.millis(ticket.start))?;
+    }
     let visit = caller.visit(written)?;
     let site = &visit.site;
     ticket.site = Some(site.clone());
@@ -75,14 +79,8 @@ pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>) -> Result<Asked<'
     }
     let shared = &ticket.worker.shared;
     let settings = ticket.worker.settings();
-    if settings.client_rate.is_some() || site.rate.is_some() {
-        let now = shared.millis(ticket.start);
-        if let Some(rate) = settings.client_rate {
-            shared.rates.take(EVERYWHERE, ticket.client, rate, now)?;
-        }
-        if let Some(rate) = site.rate {
-            shared.rates.take(site.scope, ticket.client, rate, now)?;
-        }
+    if let Some(rate) = site.rate {
+        shared.rates.take(site.scope, ticket.client, rate, shared.millis(ticket.start))?;
     }
     if let Some(access) = &site.access {
         let world: std::sync::Arc<World> = ticket.worker.world();

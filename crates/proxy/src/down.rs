@@ -136,6 +136,13 @@ impl Down<'_> {
         }
     }
 
+    /// Has an HTTP/1 connection reset when it is dropped, instead of ended.
+    pub fn reset(&mut self) {
+        if let Down::Http1(side) = self {
+            side.stream.reset();
+        }
+    }
+
     /// Lets nobody take a part for the whole.
     pub fn cut(&mut self) {
         if let Down::Http2(stream) = self {

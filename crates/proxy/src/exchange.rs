@@ -497,6 +497,10 @@ impl Exchange<'_, '_, '_> {
         worker.counters.stopped_by(Reason::HeaderName, u64::from(self.upload.ambiguous));
         if let Err(reason) = passed {
             worker.counters.stopped_by(reason, 1);
+            if delimiter == Delimiter::Close {
+                // The end of such an answer is the end of the connection: a reset says that this is not it.
+                self.down.reset();
+            }
             return Ok(Fate::Cut);
         }
         if self.upload.is_done && site.policy().send_proxy_protocol.is_none() {

@@ -7,6 +7,7 @@ use tokio::net::TcpStream;
 
 use crate::buffer::{Buffer, SMALL};
 use crate::caller::Caller;
+use crate::decide::EVERYWHERE;
 use crate::down::Down;
 use crate::exchange::{self, Fate};
 use crate::http1::RequestHead;
@@ -42,10 +43,16 @@ pub async fn serve(mut caller: Caller, watch: &Rc<Watch>, stream: TcpStream) {
         Poll::Ready(())
     })
     .await;
+    let _slot;
     if caller.is_announced() {
         match announced(watch, &mut down).await {
             Ok(Some(Addresses { source, destination })) => {
                 caller = Caller::new(worker.clone(), source, destination);
+                let limit = worker.settings().client_connections;
+                match worker.shared.clients.enter(EVERYWHERE, caller.peer.ip(), limit) {
+                    Ok(slot) => _slot = slot,
+                    Err(_) => return worker.counters.stopped_by(Reason::ClientConnections, 1),
+                }
             }
             // The proxy speaks for itself, as its health checks do.
             Ok(None) => {}

@@ -22,7 +22,7 @@ use crate::{Counters, Reason, peers};
 /// Kept connections of one thread, all backends together.
 const MOST_KEPT: usize = 4096;
 /// Connections kept for one backend while it is busy.
-const KEPT_BUSY: usize = 1024;
+const KEPT_BUSY: usize = 2048;
 /// Connections kept for one backend when it is not: an app with a few dozen workers must not have them all
 /// taken by silence.
 const KEPT_QUIET: usize = 32;

@@ -1,5 +1,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
@@ -19,6 +20,7 @@ use crate::access::{Batch, Line};
 use crate::buffer::Buffers;
 use crate::caller::Caller;
 use crate::clock::Clock;
+use crate::decide::EVERYWHERE;
 use crate::http1::{RequestHead, ResponseHead};
 use crate::peers::Patience;
 use crate::pool::Pool;
@@ -33,7 +35,7 @@ pub type Snapshot = Arc<ArcSwap<World>>;
 /// Connections that wait in the kernel to be taken.
 const BACKLOG: i32 = 4096;
 /// Heads that a thread keeps to use their lists of fields again.
-const MOST_HEADS: usize = 64;
+const MOST_HEADS: usize = 1024;
 /// Seconds that a connection to a backend is kept for the next request.
 const BACKEND_IDLE: u32 = 60;
 /// Seconds after which a site that nobody visits is forgotten.
@@ -181,7 +183,7 @@ impl DataPlane {
             settings: RefCell::new(Rc::new(ProxySettings::clone(&self.shared.settings.load()))),
             nobody: self.shared.apps.nobody(),
             shared: self.shared,
-            random: Cell::new(Instant::now().elapsed().as_nanos() as u64 ^ std::process::id() as u64),
+            random: Cell::new(RandomState::new().build_hasher().finish()),
             sink: self.log,
             log: RefCell::default(),
             log_begun: Notify::new(),
@@ -401,8 +403,11 @@ impl Worker {
             self.counters.stopped_by(Reason::ConnectionLimit, 1);
             return;
         }
-        let slot = self.shared.clients.enter(0, peer.ip().to_canonical(), settings.client_connections);
-        let Ok(slot) = slot else {
+        let local = stream.local_addr().unwrap_or(peer);
+        let caller = Caller::new(self.clone(), peer, local);
+        // Whoever is announced is known, and counted, when the announcement is read.
+        let limit = if caller.is_announced() { 0 } else { settings.client_connections };
+        let Ok(slot) = self.shared.clients.enter(EVERYWHERE, caller.peer.ip(), limit) else {
             self.counters.stopped_by(Reason::ClientConnections, 1);
             return;
         };
@@ -412,8 +417,6 @@ impl Worker {
         watch.enter(Phase::Head, settings.head_timeout);
         let id = self.connections.borrow_mut().insert(watch.clone());
         let registered = Registered(self.clone(), id);
-        let local = stream.local_addr().unwrap_or(peer);
-        let caller = Caller::new(self.clone(), peer, local);
         tokio::task::spawn_local(async move {
             let _registered = (registered, slot);
             front::serve(caller, &watch, stream).await;
@@ -443,6 +446,8 @@ impl Worker {
         self.draining.set(true);
         let within = Duration::from_secs(u64::from(self.settings().drain));
         let deadline = tokio::time::Instant::now() + within;
+        // Those that speak HTTP/2 say goodbye as soon as they know.
+        self.connections.borrow().iter().for_each(|(_, watch)| watch.wake());
         while !self.connections.borrow().is_empty() && tokio::time::Instant::now() < deadline {
             self.close_those(|phase| matches!(phase, Phase::Idle | Phase::Head));
             tokio::time::sleep(DRAIN_STEP).await;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use proximity_table::{BackendKey, ProxySettings, World};
 
-use crate::{Apps, Backends, ClientConnections, RateTable, VerifiedPasswords};
+use crate::{Apps, Backends, ClientConnections, RateTable, Slots, VerifiedPasswords};
 
 /// Milliseconds that a right password is remembered: a browser sends it with every request.
 const PASSWORD_MS: u64 = 10 * 60 * 1000;
@@ -24,6 +24,8 @@ pub struct Shared {
     pub apps: Apps,
     /// Passwords that were right lately.
     pub passwords: VerifiedPasswords,
+    /// Passwords being checked, each for as long as its hash was made to take, and those that wait for it.
+    pub checks: Arc<Slots>,
     /// Who asked how often.
     pub rates: RateTable,
     /// Who holds how many connections.
@@ -44,6 +46,7 @@ impl Shared {
             backends: Backends::default(),
             apps: Apps::default(),
             passwords: VerifiedPasswords::new(password_key, PASSWORD_MS),
+            checks: Arc::default(),
             rates: RateTable::new(RandomState::new()),
             clients: Arc::new(ClientConnections::new(RandomState::new())),
             salt,

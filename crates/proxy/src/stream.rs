@@ -1,7 +1,9 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -79,10 +81,21 @@ impl Stream {
         }
     }
 
+    /// Has the connection reset when it is dropped, instead of ended.
+    pub fn reset(&self) {
+        let stream = match self {
+            Stream::Tcp(stream) => stream,
+            Stream::Tls(stream) => stream.get_ref().0,
+        };
+        // A failure leaves the usual end.
+        let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+    }
+
     /// Whether a kept connection is of no use any more: its other side closed it, or said something unasked.
     pub fn is_stale(&mut self) -> bool {
         let mut nobody = Context::from_waker(Waker::noop());
-        if self.poll_readable(&mut nobody).is_pending() {
+        // TLS may hold what it has read already.
+        if matches!(self, Stream::Tcp(_)) && self.poll_readable(&mut nobody).is_pending() {
             return false;
         }
         // A read that took just what was there leaves the connection marked as readable: only reading tells.

@@ -94,6 +94,11 @@ impl Watch {
         self.end.set(NEVER);
     }
 
+    /// Forgets what it was told, because it is being done.
+    pub fn clear(&self) {
+        self.signal.set(Signal::None);
+    }
+
     /// What the connection is doing.
     pub fn phase(&self) -> Phase {
         self.phase.get()

@@ -6,6 +6,9 @@ use crate::Reason;
 /// Fields of one head, at most.
 pub const MOST_FIELDS: usize = 128;
 
+/// Options that `Connection` may name.
+const MOST_OPTIONS: usize = 32;
+
 /// The head of a request. It is parsed again and again in place: only the list of fields is on the heap, and
 /// it is kept.
 #[derive(Clone, Debug, Default)]
@@ -177,10 +180,11 @@ impl RequestHead {
         self.upgrade = self.upgrade.filter(|protocol| {
             let is_h2c =
                 |token: &[u8]| token.get(..3).is_some_and(|begin| begin.eq_ignore_ascii_case(b"h2c"));
-            names_upgrade && !tokens(protocol.in_(head)).any(is_h2c) && self.version == Version::Http11
+            let is_alone = self.version == Version::Http11 && self.length == Length::None;
+            names_upgrade && is_alone && !tokens(protocol.in_(head)).any(is_h2c)
         });
-        if names_others {
-            mark_named_by_connection(&mut self.fields, head);
+        if names_others && !mark_named_by_connection(&mut self.fields, head) {
+            return Err(Reason::Malformed);
         }
         Ok(())
     }
@@ -226,7 +230,13 @@ impl Method {
 
 /// RFC 9110 §7.6.1: the fields that `Connection` names concern this connection only. Those that describe the
 /// message must not be listed there, and taking them away would change what the message says.
-pub(super) fn mark_named_by_connection(fields: &mut [Field], head: &[u8]) {
+///
+/// Returns false when it names more than anybody would: each is compared with every field.
+pub(super) fn mark_named_by_connection(fields: &mut [Field], head: &[u8]) -> bool {
+    let values = fields.iter().filter(|field| field.kind == Kind::Connection);
+    if values.flat_map(|field| tokens(field.value.in_(head))).nth(MOST_OPTIONS).is_some() {
+        return false;
+    }
     for at in 0..fields.len() {
         if fields[at].kind != Kind::Connection {
             continue;
@@ -247,6 +257,7 @@ pub(super) fn mark_named_by_connection(fields: &mut [Field], head: &[u8]) {
             }
         }
     }
+    true
 }
 
 /// RFC 9112 §2.2 lets a recipient take a lone LF for a line's end. Not all do, so two of them could see different

@@ -109,8 +109,8 @@ impl ResponseHead {
                 _ => {}
             }
         }
-        if names_others {
-            mark_named_by_connection(&mut self.fields, head);
+        if names_others && !mark_named_by_connection(&mut self.fields, head) {
+            return Err(NotHttp);
         }
         let has_no_body = method == Method::Head || self.status < 200 || matches!(self.status, 204 | 304);
         self.delimiter = match (has_no_body, coding, length) {

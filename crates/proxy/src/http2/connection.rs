@@ -14,6 +14,9 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// The same for all bodies of a connection.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
+/// How much of one answer waits for a client that does not read.
+const SEND_BUFFER: usize = 32 * 1024;
+
 /// A connection whose first octets were read already.
 pub struct Begun {
     read: Option<Buffer>,
@@ -55,7 +58,7 @@ pub async fn accept(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(128)
         .max_header_list_size(max_header)
-        .max_send_buffer_size(256 * 1024)
+        .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(20)
         .max_concurrent_reset_streams(20)
         .max_local_error_reset_streams(Some(100))

@@ -55,7 +55,8 @@ pub async fn serve(caller: Caller, watch: &Rc<Watch>, read: Buffer, stream: stre
                 tokio::task::spawn_local(async move {
                     answer(&shared.caller, request, respond).await;
                     shared.open.set(shared.open.get() - 1);
-                    if shared.open.get() == 0 {
+                    // One that leaves ends by itself, when everything has left.
+                    if shared.open.get() == 0 && !shared.caller.worker.draining.get() {
                         idle.enter(Phase::Idle, idle_timeout);
                         idle.wake();
                     }
@@ -95,6 +96,7 @@ fn poll_request(
             // Until the last of them is answered.
             (true, _) => 0,
         };
+        watch.clear();
         watch.enter(Phase::Busy, within);
     } else if *is_leaving && watch.signal() != Signal::None {
         return Poll::Ready(None);

@@ -178,7 +178,12 @@ fn append_lines(headers: &mut HeaderMap, lines: &[u8]) {
 
 /// Names were checked when they came or were configured; what `http` does not take nevertheless is left out.
 fn append(headers: &mut HeaderMap, name: &[u8], value: &[u8]) {
-    if name.eq_ignore_ascii_case(b"connection") {
+    // RFC 9113 §8.2.2: what concerns an HTTP/1 connection makes a message malformed here.
+    let is_of_connection =
+        [&b"connection"[..], b"upgrade", b"keep-alive", b"proxy-connection", b"transfer-encoding"]
+            .iter()
+            .any(|field| name.eq_ignore_ascii_case(field));
+    if is_of_connection {
         return;
     }
     if let (Ok(name), Ok(value)) =
