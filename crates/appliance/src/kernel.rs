@@ -229,6 +229,10 @@ impl Thread {
     }
 
     fn remove(&mut self) {
+        if self.world.is_none() {
+            // Nothing here is ours: another appliance may run, and the start of this one failed.
+            return;
+        }
         if let Some(Err(error)) = self.forwarding.take().map(Setting::restore) {
             log!(Warn, "kernel", "forwarding stays as it is", error = error);
         }

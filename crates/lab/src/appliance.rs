@@ -33,9 +33,11 @@ impl ApplianceProc {
         binary: &Path,
         config: Option<&Path>,
         log: &Path,
+        supervise: bool,
     ) -> Result<Self, LabError> {
         let program = reachable(node, binary)?;
         let mut command = vec![program.as_str(), "run"];
+        command.extend(supervise.then_some("--supervise"));
         if let Some(config) = config {
             let text = fs::read_to_string(config).map_err(LabError::file(config))?;
             node.write(CONFIG, &text)?;

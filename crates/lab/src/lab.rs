@@ -219,7 +219,19 @@ impl Lab {
     /// # Errors
     /// [`LabError::File`], [`LabError::Spawn`].
     pub fn run_appliance(&self, binary: &Path, config: Option<&Path>) -> Result<ApplianceProc, LabError> {
-        ApplianceProc::start(&self.appliance, binary, config, &self.logs.file("appliance"))
+        ApplianceProc::start(&self.appliance, binary, config, &self.logs.file("appliance"), false)
+    }
+
+    /// The same below a supervisor, as in a container of its own: it outlives upgrades.
+    ///
+    /// # Errors
+    /// As [`Lab::run_appliance`].
+    pub fn supervise_appliance(
+        &self,
+        binary: &Path,
+        config: Option<&Path>,
+    ) -> Result<ApplianceProc, LabError> {
+        ApplianceProc::start(&self.appliance, binary, config, &self.logs.file("appliance"), true)
     }
 }
 

@@ -130,7 +130,7 @@ pub(crate) fn run_inside(options: InsideOptions) -> Result<u8, LabError> {
     })?;
 
     let mut started = Instant::now();
-    let mut appliance = lab.run_appliance(&options.bin, options.config.as_deref())?;
+    let mut appliance = lab.supervise_appliance(&options.bin, options.config.as_deref())?;
     appliance.wait_ready(PATIENCE)?;
     step("appliance ready", started.elapsed());
 
@@ -153,7 +153,7 @@ pub(crate) fn run_inside(options: InsideOptions) -> Result<u8, LabError> {
             )));
         }
         started = Instant::now();
-        appliance = lab.run_appliance(&options.bin, options.config.as_deref())?;
+        appliance = lab.supervise_appliance(&options.bin, options.config.as_deref())?;
         appliance.wait_ready(PATIENCE)?;
         say(format_args!("Started again: ready after {} ms.\n", started.elapsed().as_millis()));
     }

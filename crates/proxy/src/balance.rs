@@ -258,11 +258,12 @@ impl CookieValue {
         &self.0
     }
 
-    /// The value of a `Set-Cookie` field (RFC 6265 §4.1.1) for the session, out of reach of scripts.
-    pub fn set_cookie(&self, name: &str, secure: bool) -> String {
+    /// The value of a `Set-Cookie` field (RFC 6265 §4.1.1) for the session, out of reach of scripts. Each path has its
+    /// own: a browser sends that of the longest path first (§5.4).
+    pub fn set_cookie(&self, name: &str, path: &str, secure: bool) -> String {
         let digits = String::from_utf8_lossy(&self.0);
         let secure = if secure { "; Secure" } else { "" };
-        format!("{name}={digits}; Path=/; HttpOnly; SameSite=Lax{secure}")
+        format!("{name}={digits}; Path={path}; HttpOnly; SameSite=Lax{secure}")
     }
 }
 

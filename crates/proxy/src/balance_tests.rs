@@ -251,6 +251,6 @@ fn cookies_are_found_and_written() {
     assert_eq!(cookie_value(field, b"back"), None);
     assert_eq!(cookie_value(b"", b"a"), None);
     let value = CookieValue(*b"0123456789abcdef");
-    assert_eq!(value.set_cookie("b", false), "b=0123456789abcdef; Path=/; HttpOnly; SameSite=Lax");
-    assert!(value.set_cookie("b", true).ends_with("; Secure"));
+    assert_eq!(value.set_cookie("b", "/", false), "b=0123456789abcdef; Path=/; HttpOnly; SameSite=Lax");
+    assert!(value.set_cookie("b", "/", true).ends_with("; Secure"));
 }

@@ -162,7 +162,7 @@ impl Exchange<'_, '_, '_> {
                         let onto = Switch { caller, visit: &asked.visit, backend: lane.backend() };
                         return Ok(Box::pin(self.switch(onto, up, &response, length)).await?);
                     }
-                    let fate = self.pass_on(up, lane, &response, length, asked, Some(&chosen)).await;
+                    let fate = self.pass_on(up, lane, &response, length, asked, Some((&chosen, ways))).await;
                     worker.keep_response_head(response);
                     return Ok(fate?);
                 }
@@ -435,7 +435,7 @@ impl Exchange<'_, '_, '_> {
         response: &ResponseHead,
         length: usize,
         asked: &Asked<'_>,
-        chosen: Option<&Chosen>,
+        chosen: Option<(&Chosen, &Ways)>,
     ) -> Result<Fate, Reason> {
         let worker = self.ticket.worker;
         let head = self.ticket.head;
@@ -449,10 +449,14 @@ impl Exchange<'_, '_, '_> {
         let keep_alive =
             head.keep_alive && delimiter != Delimiter::Close && !worker.draining.get() && upload_is_over;
         let mut extra = Vec::new();
-        if let (Some(value), Some(Affinity::Cookie(name))) =
-            (chosen.and_then(|chosen| chosen.set_cookie.as_ref()), &site.policy().affinity)
+        if let (Some((value, ways)), Some(Affinity::Cookie(name))) =
+            (chosen.and_then(|(chosen, ways)| Some((chosen.set_cookie?, ways))), &site.policy().affinity)
         {
-            write::push_field(&mut extra, b"Set-Cookie", value.set_cookie(name, false).as_bytes());
+            write::push_field(
+                &mut extra,
+                b"Set-Cookie",
+                value.set_cookie(name, &ways.path, false).as_bytes(),
+            );
         }
         if worker.settings().via {
             extra.extend_from_slice(b"Via: 1.1 proximity\r\n");

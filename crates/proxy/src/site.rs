@@ -45,6 +45,8 @@ pub struct Ways {
     pub members: Vec<Member>,
     /// In the order of `members`.
     pub lanes: Vec<Rc<Lane>>,
+    /// The path below which requests come here.
+    pub path: Box<str>,
 }
 
 /// Where a request goes.
@@ -66,12 +68,12 @@ impl Site {
     pub fn new(route: Arc<Route>, pool: &Pool, shared: &Shared, now_ms: u64) -> Site {
         let from_lease = route.from_lease();
         let policy = &*route.policy;
-        let of = |action: &Action| match action {
-            Action::Proxy(service) => Ways::new(service, from_lease, pool, shared, now_ms),
+        let of = |(path, action): (&str, &Action)| match action {
+            Action::Proxy(service) => Ways::new(path, service, from_lease, pool, shared, now_ms),
             Action::Redirect(_) => Ways::default(),
         };
-        let ways =
-            std::iter::once(&route.root).chain(route.paths.iter().map(|path| &path.action)).map(of).collect();
+        let paths = route.paths.iter().map(|path| (&*path.prefix, &path.action));
+        let ways = std::iter::once(("/", &route.root)).chain(paths).map(of).collect();
         let access = AccessRules::from(&policy.access);
         // The configuration was checked. A list of users that nevertheless cannot be used lets nobody in, and
         // edits that cannot be made change nothing.
@@ -80,6 +82,7 @@ impl Site {
         let auth = route.auth_backend.as_ref().map(|backend| Ways {
             members: vec![Member { key: backend.key, state: shared.backends.state(backend.key, now_ms) }],
             lanes: vec![pool.plain_lane(backend.key)],
+            path: "/".into(),
         });
         Site {
             counters: shared.apps.counters(&route.app),
@@ -162,8 +165,15 @@ impl Site {
 }
 
 impl Ways {
-    fn new(service: &Service, from_lease: bool, pool: &Pool, shared: &Shared, now_ms: u64) -> Ways {
-        let mut ways = Ways::default();
+    fn new(
+        path: &str,
+        service: &Service,
+        from_lease: bool,
+        pool: &Pool,
+        shared: &Shared,
+        now_ms: u64,
+    ) -> Ways {
+        let mut ways = Ways { path: path.into(), ..Ways::default() };
         for backend in service.usable(from_lease) {
             let state = shared.backends.state(backend.key, now_ms);
             ways.members.push(Member { key: backend.key, state });
