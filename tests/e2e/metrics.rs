@@ -66,3 +66,35 @@ fn a_scrape_has_the_requests_of_each_app_and_the_health_of_its_backends() {
         if kept && !page.contains("shop") { Ok(()) } else { Err(page) }
     });
 }
+
+#[test]
+fn a_backend_that_fails_requests_is_told_of_while_its_probes_pass() {
+    let site = Site::start("");
+    site.wait_wan();
+    let machine = site.probe_machine("10.20.0.5/24");
+    let _backend = TestBackend::page(&machine, 8080, "hello");
+    // Nothing listens on the second one, and its health is asked elsewhere.
+    let vhost = json!({"app_name": "shop", "backends": ["10.20.0.5:8080", "10.20.0.5:9999"],
+        "health": {"port": 8080, "rise": 1}});
+    site.api().call("POST", "/vhosts", Some(vhost)).expect(201);
+    until("the second one is left alone", PATIENCE, || {
+        assert_eq!(visit(&site, "shop.prox.local"), 200, "the first one makes it good");
+        let circuits = site.api().get("/status")["circuits"].clone();
+        if circuits.as_array().is_some_and(Vec::is_empty) { Err(circuits) } else { Ok(()) }
+    });
+    let status = site.api().get("/status");
+    let open = &status["circuits"][0];
+    assert_eq!((&open["app"], &open["backend"]), (&"shop".into(), &"10.20.0.5:9999".into()), "{status}");
+    assert_eq!((&open["circuit"], &open["last_failure"]), (&"open".into(), &"backend_refused".into()));
+    let health = site.api().get("/vhosts/shop/health");
+    let of = |backend: &str| {
+        let all = health["backends"].as_array().expect("a list");
+        all.iter().find(|check| check["backend"] == backend).expect("it is there")["load"].clone()
+    };
+    let (good, bad) = (of("10.20.0.5:8080"), of("10.20.0.5:9999"));
+    assert_eq!(
+        (&good["circuit"], &good["pauses"], &good["last_failure"]),
+        (&"closed".into(), &0.into(), &json!(null))
+    );
+    assert_eq!((&bad["circuit"], &bad["pauses"], &bad["in_flight"]), (&"open".into(), &1.into(), &0.into()));
+}

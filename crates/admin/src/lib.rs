@@ -27,7 +27,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use proximity_table::{App, Change, Facts, Generation, ResolvedForward, World};
+use proximity_table::{App, BackendKey, Change, Facts, Generation, ResolvedForward, World};
 
 pub use auth::Token;
 pub use explain::{ExplainView, Said, StepView};
@@ -36,9 +36,10 @@ pub use metrics::{Family, MetricKind, MetricsText};
 pub use objects::{RecordInput, ReservationInput, UpgradeInput};
 pub use problem::Problem;
 pub use serve::{Listener, serve};
-pub use vhost_view::{CheckView, HealthView, PathView, VhostView};
+pub use vhost_view::{CheckView, HealthView, LoadView, PathView, VhostView};
 pub use view::{
-    AppView, LeaseView, Page, RecordView, Reloaded, ReservationView, ServiceView, Status, Upgraded, rfc3339,
+    AppView, CircuitView, LeaseView, Page, RecordView, Reloaded, ReservationView, ServiceView, Status,
+    Upgraded, rfc3339,
 };
 
 /// Root of the API.
@@ -67,6 +68,8 @@ pub trait Appliance: Send + Sync + 'static {
     fn forward_figures(&self, forward: &ResolvedForward) -> ForwardFigures;
     /// What the proxy says to visitors of an app.
     fn said(&self, app: &App) -> Said;
+    /// What requests found of a backend; `None` before the first one.
+    fn backend_load(&self, key: &BackendKey) -> Option<LoadView>;
     /// Its parts.
     fn services(&self) -> Vec<ServiceView>;
     /// The page of figures, made with [`MetricsText`]. It may take a while.

@@ -18,8 +18,8 @@ use crate::metrics::CONTENT_TYPE;
 use crate::objects::{RecordInput, ReservationInput, UpgradeInput};
 use crate::view::{AppView, LeaseView, Page, RecordView, ReservationView, Upgraded};
 use crate::{
-    Appliance, BASE, Change, ExplainView, ForwardView, Problem, ServiceVerb, Token, VhostView, auth, edit,
-    forward_input, vhost_input,
+    Appliance, BASE, Change, ExplainView, ForwardView, HealthView, Problem, ServiceVerb, Token, VhostView,
+    auth, edit, forward_input, vhost_input,
 };
 
 /// Most octets of a request's body.
@@ -210,8 +210,15 @@ async fn delete_vhost<A: Appliance>(
     change(&*appliance, move |facts| edit::remove_vhost(facts, &name)).await
 }
 
-async fn vhost_health<A: Appliance>(State(appliance): State<Arc<A>>, Path(name): Path<String>) -> Response {
-    find_vhost(&*appliance, &name).map(|Json(vhost)| Json(vhost.health)).into_response()
+async fn vhost_health<A: Appliance>(
+    State(appliance): State<Arc<A>>,
+    Path(name): Path<String>,
+) -> Answer<HealthView> {
+    let Json(VhostView { mut health, .. }) = find_vhost(&*appliance, &name)?;
+    for check in &mut health.backends {
+        check.load = check.key.and_then(|key| appliance.backend_load(&key));
+    }
+    Ok(Json(health))
 }
 
 async fn delete_lease<A: Appliance>(

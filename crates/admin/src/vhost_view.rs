@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use proximity_table::{
-    Backend, BackendTarget, Health, HealthPolicy, HealthState, Label, Name, Route, Service, Source, Vhost,
-    VhostPath, World,
+    Backend, BackendKey, BackendTarget, Health, HealthPolicy, HealthState, Label, Name, Route, Service,
+    Source, Vhost, VhostPath, World,
 };
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +76,29 @@ pub struct CheckView {
     pub state: String,
     pub since: Option<String>,
     pub reason: Option<String>,
+    /// What requests found, since the start of the process; absent before the first one, and in lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<LoadView>,
+    #[serde(skip)]
+    pub key: Option<BackendKey>,
+}
+
+/// What requests found of a backend.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct LoadView {
+    /// Requests that it works on.
+    pub in_flight: u32,
+    /// Requests that wait for it.
+    pub waiting: u32,
+    /// closed, open while it is left alone for its failures, half_open while one request tries it.
+    pub circuit: String,
+    /// Failures that count towards the next pause.
+    pub failures: u32,
+    /// How often it was left alone.
+    pub pauses: u32,
+    /// What the last request met, if it failed.
+    pub last_failure: Option<String>,
 }
 
 impl VhostView {
@@ -229,6 +252,8 @@ impl CheckView {
             state: backend.state().as_str().to_owned(),
             since: health.and_then(|health| rfc3339(health.since)),
             reason: health.and_then(|health| health.reason.clone()),
+            load: None,
+            key: Some(backend.key),
         }
     }
 }

@@ -111,6 +111,9 @@ pub struct Status {
     pub statistics: BTreeMap<String, u64>,
     /// Counted drops and refusals by reason, those that never happened left out.
     pub drops: BTreeMap<String, u64>,
+    /// Backends that are left alone for their failures, or tried again after that.
+    #[serde(default)]
+    pub circuits: Vec<CircuitView>,
     /// What is wrong, in words.
     pub problems: Vec<String>,
     /// Where the configuration comes from.
@@ -120,6 +123,18 @@ pub struct Status {
     /// Processes that were replaced by an upgrade and still carry connections.
     #[serde(default)]
     pub draining_processes: Vec<u32>,
+}
+
+/// A backend that requests are kept from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct CircuitView {
+    pub app: String,
+    pub backend: String,
+    /// open or half_open.
+    pub circuit: String,
+    /// What the last request met.
+    pub last_failure: Option<String>,
 }
 
 /// What an upgrade did.

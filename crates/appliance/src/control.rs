@@ -1,6 +1,7 @@
 //! The appliance as the admin API sees it.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,12 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use hyper::StatusCode;
 use proximity_admin::{
-    Appliance, Edit, ForwardFigures, Problem, Reloaded, Said, ServiceVerb, ServiceView, Status, Upgraded,
+    Appliance, CircuitView, Edit, ForwardFigures, LoadView, Problem, Reloaded, Said, ServiceVerb,
+    ServiceView, Status, Upgraded,
 };
 use proximity_config::Config;
 use proximity_dhcp::Stats;
 use proximity_dns::{DnsSettings, Forwarder, Upstream};
-use proximity_proxy::{Circuit, Explanation, Reason, StreamPort, StreamReason};
+use proximity_proxy::{BackendLoad, Circuit, Explanation, Reason, StreamPort, StreamReason};
 use proximity_table::{
     App, AppState, Backend, BackendKey, Generation, HealthState, ResolvedForward, Route, Verdict, World,
 };
@@ -151,6 +153,31 @@ impl Control {
             .collect()
     }
 
+    /// Backends that requests are kept from, each once.
+    fn circuits(&self, world: &World) -> Vec<CircuitView> {
+        let loads = self.data.backend_loads();
+        let open: BTreeMap<BackendKey, BackendLoad> =
+            loads.into_iter().filter(|(_, load)| load.circuit != Circuit::Closed).collect();
+        if open.is_empty() {
+            return Vec::new();
+        }
+        let mut found = BTreeMap::new();
+        for route in world.routes.values() {
+            for backend in route.backends().chain(&route.auth_backend) {
+                if let Some(load) = open.get(&backend.key) {
+                    found.insert((route.app.to_string(), backend.key.addr), load);
+                }
+            }
+        }
+        let view = |((app, addr), load): ((String, SocketAddrV4), &BackendLoad)| CircuitView {
+            app,
+            backend: addr.to_string(),
+            circuit: load.circuit.as_str().to_owned(),
+            last_failure: load.last_failure.map(|reason| reason.as_str().to_owned()),
+        };
+        found.into_iter().map(view).collect()
+    }
+
     fn statistics(&self, world: &World) -> BTreeMap<String, u64> {
         let intent = world.facts.intent();
         let pool: u64 =
@@ -226,6 +253,7 @@ impl Appliance for Control {
             services: services.into_iter().map(|service| (service.name, service.healthy)).collect(),
             statistics: self.statistics(&world),
             drops: self.drops(),
+            circuits: self.circuits(&world),
             problems,
             config_file: self.config_path.display().to_string(),
             needs_restart: needs_restart.iter().map(|what| (*what).to_owned()).collect(),
@@ -250,6 +278,18 @@ impl Appliance for Control {
             Some((backend.key.addr.to_string(), load.last_failure.is_none(), seen))
         });
         Said { reason: reason.map(Reason::as_str), title, why, advice, backends: backends.collect() }
+    }
+
+    fn backend_load(&self, key: &BackendKey) -> Option<LoadView> {
+        let load = self.data.backend_load(key)?;
+        Some(LoadView {
+            in_flight: load.in_flight,
+            waiting: load.waiting,
+            circuit: load.circuit.as_str().to_owned(),
+            failures: load.failures,
+            pauses: load.pauses,
+            last_failure: load.last_failure.map(|reason| reason.as_str().to_owned()),
+        })
     }
 
     fn forward_figures(&self, forward: &ResolvedForward) -> ForwardFigures {

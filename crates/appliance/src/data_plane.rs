@@ -279,6 +279,13 @@ impl DataThreads {
         self.shared.apps.totals()
     }
 
+    /// A probe says that a backend is healthy again: it starts slowly.
+    pub fn became_usable(&self, key: BackendKey) {
+        if let Some(state) = self.shared.backends.find(&key) {
+            state.became_usable(self.shared.millis(Instant::now()));
+        }
+    }
+
     /// What requests have found out about the backends, in the order of their keys.
     pub fn backend_loads(&self) -> Vec<(BackendKey, BackendLoad)> {
         self.shared.backends.loads(self.shared.millis(Instant::now()))

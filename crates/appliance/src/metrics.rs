@@ -6,7 +6,9 @@ use std::sync::Arc;
 use proximity_admin::{Appliance, MetricKind, MetricsText};
 use proximity_dhcp::Drop;
 use proximity_dns::DnsSnapshot;
-use proximity_proxy::{AccessLogCounts, AppTotals, BackendLoad, Circuit, Reason, Totals};
+use proximity_proxy::{
+    AccessLogCounts, AppTotals, BackendLoad, Circuit, Reason, StreamLoad, StreamPort, StreamReason, Totals,
+};
 use proximity_table::{AppState, BackendKey, HealthState, Verdict, World};
 
 use crate::control::Control;
@@ -37,6 +39,16 @@ pub fn page(control: &Control) -> String {
     let (apps, others) = control.data.app_totals();
     by_app(&mut page, &apps, &others);
     by_backend(&mut page, &world, &control.data.backend_loads());
+    let loads = world.forwards.iter().map(|forward| {
+        let port = StreamPort { protocol: forward.protocol, number: forward.port };
+        (port, control.data.forwards().load(port))
+    });
+    by_forward(&mut page, &loads.collect::<Vec<_>>());
+    let help = "Forwarded connections and datagrams that were stopped, and why.";
+    let mut stopped = page.family("proximity_forward_stopped_total", Counter, help);
+    for reason in StreamReason::ALL {
+        stopped.sample(&[("reason", reason.as_str())], control.data.forwards().count(reason));
+    }
     access_log(&mut page, &control.data.access_log_counts());
     page.finish()
 }
@@ -177,6 +189,22 @@ fn by_backend(page: &mut MetricsText, world: &World, loads: &[(BackendKey, Backe
     each("proximity_backend_paused", Gauge, help, |load| u32::from(load.circuit != Circuit::Closed));
     let help = "How often a backend was left alone for its failures.";
     each("proximity_backend_pauses_total", Counter, help, |load| load.pauses);
+}
+
+fn by_forward(page: &mut MetricsText, loads: &[(StreamPort, StreamLoad)]) {
+    let mut each = |name, kind, help, value: fn(&StreamLoad) -> u64| {
+        let mut family = page.family(name, kind, help);
+        for (port, load) in loads {
+            let number = port.number.to_string();
+            family.sample(&[("protocol", port.protocol.as_str()), ("port", &number)], value(load));
+        }
+    };
+    let help = "Connections of a port that the appliance carries; of UDP the clients that are remembered.";
+    each("proximity_forward_connections", Gauge, help, |load| load.open);
+    let help = "Connections of a port ever taken.";
+    each("proximity_forward_connections_total", Counter, help, |load| load.taken);
+    each("proximity_forward_received_bytes_total", Counter, "Octets from clients.", |load| load.received);
+    each("proximity_forward_sent_bytes_total", Counter, "Octets to clients.", |load| load.sent);
 }
 
 fn access_log(page: &mut MetricsText, counts: &AccessLogCounts) {

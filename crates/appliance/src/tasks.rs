@@ -18,7 +18,7 @@ use crate::control::Control;
 use crate::daemon::RunError;
 use crate::kernel::{Kernel, TABLE};
 use crate::lan::{self, Slot};
-use crate::registrar::{Command, Registrar};
+use crate::registrar::Command;
 use crate::upgrade::sockets::{Inherited, Kept, Label};
 use crate::uplink::Uplink;
 use crate::{clock, export, log, token};
@@ -89,7 +89,7 @@ impl Tasks {
             lans,
             watchers: vec![
                 tokio::spawn(watch_firewall(control.kernel.clone())).abort_handle(),
-                spawn_prober(&control.registrar),
+                spawn_prober(control),
                 tokio::spawn(follow_forwards(control.clone())).abort_handle(),
                 tokio::spawn(tidy(control.clone())).abort_handle(),
             ],
@@ -239,11 +239,12 @@ async fn tidy(control: Arc<Control>) {
     }
 }
 
-fn spawn_prober(registrar: &Registrar) -> AbortHandle {
+fn spawn_prober(control: &Arc<Control>) -> AbortHandle {
     let (reports, mut verdicts) = tokio::sync::mpsc::channel(1024);
-    let registrar = registrar.clone();
-    let probing =
-        proximity_proxy::probe(registrar.world().clone(), registrar.published(), reports, clock::entropy());
+    let (registrar, data) = (control.registrar.clone(), control.data.clone());
+    let (world, published) = (registrar.world().clone(), registrar.published());
+    let usable = move |key| data.became_usable(key);
+    let probing = proximity_proxy::probe(world, published, reports, usable, clock::entropy());
     // Ends with the prober.
     tokio::spawn(async move {
         while let Some((app, key, health)) = verdicts.recv().await {

@@ -11,16 +11,18 @@ const SPREAD: f64 = 0.1;
 /// The health state machine of one backend: probe results in, verdicts and the time of the next probe out.
 ///
 /// ```text
-///            passed              failed
+///          rise passed           fall failed
 /// unproven ─────────► healthy ─────────► unhealthy
-///                        ▲     passed        │
+///                        ▲   rise passed     │
 ///                        └───────────────────┘
 /// ```
 #[derive(Clone, Debug)]
 pub struct Monitor {
     health: Health,
-    /// Probes without an answer since the start, while unproven.
+    /// Probes since the start, while unproven.
     tries: u32,
+    /// Probes in a row that speak against the present verdict.
+    against: u32,
 }
 
 /// What a probe saw.
@@ -38,16 +40,23 @@ pub enum Outcome {
     TimedOut,
     /// The connection closed, or what came was not HTTP.
     Broke,
+    /// It answered as it should, but without the text that was looked for.
+    Lacks,
+    /// The TLS handshake failed.
+    Tls,
+    /// Its certificate is not good, and it was to be.
+    Untrusted,
 }
 
 impl Outcome {
     /// Whether the backend is alive.
     ///
-    /// Any status below 500 counts: many apps answer `/` with a redirect, with 401 (Plex, registries) or
-    /// with 404 (plain APIs) in perfect health, and a check that calls those ill would take them away.
-    pub fn passed(self) -> bool {
+    /// Where the policy names no statuses, any below 500 counts: many apps answer `/` with a redirect, with 401
+    /// (Plex, registries) or with 404 (plain APIs) in perfect health, and a check that calls those ill would
+    /// take them away.
+    pub fn passed(self, policy: &HealthPolicy) -> bool {
         match self {
-            Outcome::Answered(status) => status < 500,
+            Outcome::Answered(status) => is_expected(status, policy),
             Outcome::Connected => true,
             _ => false,
         }
@@ -55,27 +64,48 @@ impl Outcome {
 
     /// What was seen, in words; `None` when the probe passed.
     pub fn reason(self, policy: &HealthPolicy) -> Option<String> {
-        match self {
-            Outcome::Connected => None,
-            Outcome::Answered(status) if status < 500 => None,
-            Outcome::Answered(status) => Some(format!("{} answered {status}", policy.uri)),
-            Outcome::Refused => Some("connection refused: nothing listens on the port".to_owned()),
-            Outcome::Unreachable => Some("address unreachable".to_owned()),
-            Outcome::TimedOut => Some(format!("no answer within {} s", policy.timeout)),
-            Outcome::Broke => Some("the connection closed without an HTTP answer".to_owned()),
+        if self.passed(policy) {
+            return None;
         }
+        let uri = &policy.uri;
+        Some(match self {
+            Outcome::Connected => return None,
+            Outcome::Answered(status) => match policy.status {
+                None => format!("{uri} answered {status}"),
+                Some((first, last)) if first == last => format!("{uri} answered {status}, not {first}"),
+                Some((first, last)) => format!("{uri} answered {status}, not {first}-{last}"),
+            },
+            Outcome::Refused => "connection refused: nothing listens on the port".to_owned(),
+            Outcome::Unreachable => "address unreachable".to_owned(),
+            Outcome::TimedOut => format!("no answer within {} s", policy.timeout),
+            Outcome::Broke => "the connection closed without an HTTP answer".to_owned(),
+            Outcome::Lacks => format!("the answer to {uri} lacks the text that health.body looks for"),
+            Outcome::Tls => "the TLS handshake failed: is it https that the port speaks?".to_owned(),
+            Outcome::Untrusted => {
+                "its certificate is not trusted: give it a good one, or leave tls_verify out".to_owned()
+            }
+        })
     }
+}
+
+/// Whether a status is one of a healthy backend.
+pub fn is_expected(status: u16, policy: &HealthPolicy) -> bool {
+    policy.status.map_or(status < 500, |(first, last)| (first..=last).contains(&status))
 }
 
 impl Monitor {
     /// A backend of which nothing is known.
     pub fn new(now: Timestamp) -> Monitor {
-        Monitor { health: Health { state: HealthState::Unproven, since: now, reason: None }, tries: 0 }
+        Monitor {
+            health: Health { state: HealthState::Unproven, since: now, reason: None },
+            tries: 0,
+            against: 0,
+        }
     }
 
     /// A backend of which somebody else came to this verdict.
     pub fn known(health: Health) -> Monitor {
-        Monitor { health, tries: 0 }
+        Monitor { health, tries: 0, against: 0 }
     }
 
     /// The present verdict.
@@ -83,18 +113,27 @@ impl Monitor {
         &self.health
     }
 
-    /// Takes the result of a probe. Returns the verdict when it, or the reason for it, is another one.
+    /// Takes the result of a probe. Returns the verdict when it, or what the last probe saw, is another one.
     pub fn handle_outcome(
         &mut self,
         outcome: Outcome,
         policy: &HealthPolicy,
         now: Timestamp,
     ) -> Option<Health> {
-        let state = match (self.health.state, outcome.passed()) {
-            (_, true) => HealthState::Healthy,
-            (HealthState::Unproven, false) => HealthState::Unproven,
-            (HealthState::Healthy | HealthState::Unhealthy, false) => HealthState::Unhealthy,
+        let passed = outcome.passed(policy);
+        let is_against = passed != (self.health.state == HealthState::Healthy);
+        self.against = if is_against { self.against.saturating_add(1) } else { 0 };
+        let needed = if passed { policy.rise } else { policy.fall };
+        let state = match self.health.state {
+            // It was never there, so it cannot be gone.
+            HealthState::Unproven if !passed => HealthState::Unproven,
+            before if !is_against || self.against < needed => before,
+            _ if passed => HealthState::Healthy,
+            _ => HealthState::Unhealthy,
         };
+        if state != self.health.state {
+            self.against = 0;
+        }
         let reason = outcome.reason(policy);
         self.tries = self.tries.saturating_add(1);
         if state == self.health.state && reason == self.health.reason {
@@ -158,8 +197,50 @@ mod tests {
 
     #[test]
     fn statuses_below_500_are_alive() {
-        assert!([200, 204, 302, 401, 403, 404, 418].iter().all(|&s| Outcome::Answered(s).passed()));
-        assert!(![500, 502, 503, 599].iter().any(|&s| Outcome::Answered(s).passed()));
+        assert!([200, 204, 302, 401, 403, 404, 418].iter().all(|&s| Outcome::Answered(s).passed(&policy())));
+        assert!(![500, 502, 503, 599].iter().any(|&s| Outcome::Answered(s).passed(&policy())));
+    }
+
+    #[test]
+    fn the_statuses_of_the_policy_are_the_ones_that_count() {
+        let policy = HealthPolicy { status: Some((204, 299)), uri: "/up".to_owned(), ..policy() };
+        let passed: Vec<u16> =
+            [200, 204, 299, 300, 503].into_iter().filter(|&s| Outcome::Answered(s).passed(&policy)).collect();
+        assert_eq!(passed, [204, 299]);
+        let reason = Outcome::Answered(200).reason(&policy);
+        assert_eq!(reason.as_deref(), Some("/up answered 200, not 204-299"));
+        let maintenance = HealthPolicy { status: Some((503, 503)), ..policy };
+        assert_eq!(Outcome::Answered(503).reason(&maintenance), None);
+        assert!(Outcome::Lacks.reason(&maintenance).unwrap().contains("/up"));
+    }
+
+    #[test]
+    fn so_many_in_a_row_change_the_verdict() {
+        let policy = HealthPolicy { rise: 2, fall: 3, ..policy() };
+        let mut monitor = Monitor::new(NOW);
+        let mut step = |outcome| {
+            monitor.handle_outcome(outcome, &policy, NOW);
+            monitor.health().state
+        };
+        let (good, bad) = (Outcome::Answered(200), Outcome::Refused);
+        use HealthState::{Healthy, Unhealthy, Unproven};
+        assert_eq!([good, bad, good].map(&mut step), [Unproven; 3]);
+        assert_eq!(step(good), Healthy);
+        assert_eq!([bad, bad, good, bad, bad].map(&mut step), [Healthy; 5]);
+        assert_eq!([bad, good, bad, good].map(&mut step), [Unhealthy; 4]);
+        assert_eq!(step(good), Healthy);
+    }
+
+    #[test]
+    fn what_a_probe_saw_is_told_before_it_is_believed() {
+        let policy = HealthPolicy { fall: 2, ..policy() };
+        let mut monitor = Monitor::new(NOW);
+        monitor.handle_outcome(Outcome::Answered(200), &policy, NOW);
+        let doubted = monitor.handle_outcome(Outcome::Refused, &policy, Timestamp(101)).unwrap();
+        assert_eq!((doubted.state, doubted.since), (HealthState::Healthy, NOW));
+        assert!(doubted.reason.unwrap().contains("refused"));
+        let ill = monitor.handle_outcome(Outcome::Refused, &policy, Timestamp(102)).unwrap();
+        assert_eq!((ill.state, ill.since), (HealthState::Unhealthy, Timestamp(102)));
     }
 
     #[test]

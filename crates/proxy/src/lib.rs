@@ -2,7 +2,7 @@
 //!
 //! The pure modules decide (`http1`, `host`, `path`, `balance`, `access_rules`, `basic_auth`, `forwarded`, `pages`,
 //! `health`, `targets`, `access`, `escape`); the shells move bytes (`server`, `front`, `exchange`, `relay`, `side`,
-//! `stream`, `pool`, `prober`, `peers`) and log lines (`access_writer`, `access_file`, `access_shelf`, `free_space`). A data thread owns its listeners, its upstream
+//! `stream`, `pool`, `prober`, `probe_exchange`, `peers`) and log lines (`access_writer`, `access_file`, `access_shelf`, `free_space`). A data thread owns its listeners, its upstream
 //! connections and its log buffer, and reads one world per request; it shares nothing that it would have to
 //! lock.
 //!
@@ -49,6 +49,7 @@ mod pages;
 mod path;
 mod peers;
 mod pool;
+mod probe_exchange;
 mod prober;
 mod proxy_protocol;
 mod rate;

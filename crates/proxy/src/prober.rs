@@ -1,22 +1,16 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
-use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, header};
-use http_body_util::Empty;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use proximity_table::{BackendKey, Health, HealthPolicy, ProbeKind, Timestamp, World};
-use tokio::net::TcpStream;
+use proximity_table::{BackendKey, Health, HealthState, Timestamp, World};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
 use crate::clock::unix_seconds;
-use crate::targets::{Change, TargetKey, Targets};
+use crate::probe_exchange::ask;
+use crate::targets::{Change, ProbePlan, TargetKey, Targets};
+use crate::tls::Tls;
 use crate::{Monitor, Outcome, Snapshot};
 
 /// Probes on their way at once. Ten thousand vhosts at 30 s are 333 probes a second of some milliseconds.
@@ -27,12 +21,14 @@ const REST: u32 = 20;
 /// A backend came to another verdict; `None` when it is no longer probed.
 pub type HealthReport = (Arc<str>, BackendKey, Option<Health>);
 
-/// Probes every backend and every forward's target of the present world and reports changes of the verdict, until `generations` or
-/// `reports` is closed. `generations` tells that a new world is in `snapshot`; `seed` spreads the probes.
+/// Probes every backend and every forward's target of the present world and reports changes of the verdict, until
+/// `generations` or `reports` is closed. `generations` tells that a new world is in `snapshot`; `usable` is
+/// told of each backend that becomes healthy, before the report; `seed` spreads the probes.
 pub async fn probe(
     snapshot: Snapshot,
     mut generations: watch::Receiver<u64>,
     reports: mpsc::Sender<HealthReport>,
+    usable: impl Fn(BackendKey),
     seed: u64,
 ) {
     let mut schedule = Schedule { random: seed, ..Schedule::default() };
@@ -65,7 +61,7 @@ pub async fn probe(
             }
             Some(done) = schedule.running.join_next() => {
                 if let Ok((id, turn, outcome)) = done
-                    && let Some(report) = schedule.finish(id, turn, outcome)
+                    && let Some(report) = schedule.finish(id, turn, outcome, &usable)
                     && reports.send(report).await.is_err()
                 {
                     return;
@@ -87,11 +83,12 @@ struct Schedule {
     running: JoinSet<(u64, u64, Outcome)>,
     next_id: u64,
     random: u64,
+    tls: Arc<Tls>,
 }
 
 struct Entry {
     key: TargetKey,
-    policy: Arc<HealthPolicy>,
+    plan: Arc<ProbePlan>,
     monitor: Monitor,
     turn: u64,
     reported: bool,
@@ -100,7 +97,7 @@ struct Entry {
 impl Schedule {
     fn change(&mut self, change: Change, world: &World) -> Option<HealthReport> {
         match change {
-            Change::Probe(key, policy) => {
+            Change::Probe(key, plan) => {
                 let id = *self.ids.entry(key.clone()).or_insert_with(|| {
                     self.next_id += 1;
                     self.next_id
@@ -114,10 +111,10 @@ impl Schedule {
                         None => Monitor::new(Timestamp(unix_seconds())),
                     },
                     key,
-                    policy: policy.clone(),
+                    plan: plan.clone(),
                     turn: 0,
                 });
-                entry.policy = policy;
+                entry.plan = plan;
                 entry.turn += 1;
                 self.due.push(Reverse((Instant::now(), id, entry.turn)));
                 None
@@ -138,8 +135,8 @@ impl Schedule {
                 if at > now {
                     return;
                 }
-                let (key, policy) = (entry.key.1, entry.policy.clone());
-                self.running.spawn(async move { (id, turn, ask(key, &policy).await) });
+                let (addr, plan, tls) = (entry.key.1.addr, entry.plan.clone(), self.tls.clone());
+                self.running.spawn(async move { (id, turn, ask(addr, &plan, &tls).await) });
             }
             self.due.pop();
         }
@@ -150,62 +147,26 @@ impl Schedule {
         self.due.peek().filter(|_| free).map(|Reverse((at, ..))| *at)
     }
 
-    fn finish(&mut self, id: u64, turn: u64, outcome: Outcome) -> Option<HealthReport> {
+    fn finish(
+        &mut self,
+        id: u64,
+        turn: u64,
+        outcome: Outcome,
+        usable: impl Fn(BackendKey),
+    ) -> Option<HealthReport> {
         let entropy = splitmix(&mut self.random);
         let entry = self.entries.get_mut(&id).filter(|entry| entry.turn == turn)?;
-        let health = entry.monitor.handle_outcome(outcome, &entry.policy, Timestamp(unix_seconds()));
-        let wait = entry.monitor.wait(&entry.policy, entropy);
+        let policy = &entry.plan.policy;
+        let was_healthy = entry.monitor.health().state == HealthState::Healthy;
+        let health = entry.monitor.handle_outcome(outcome, policy, Timestamp(unix_seconds()));
+        let wait = entry.monitor.wait(policy, entropy);
         self.due.push(Reverse((Instant::now() + wait, id, turn)));
         let health = health?;
         entry.reported = true;
+        if health.state == HealthState::Healthy && !was_healthy {
+            usable(entry.key.1);
+        }
         Some((entry.key.0.clone(), entry.key.1, Some(health)))
-    }
-}
-
-/// One probe: a GET on a connection of its own, judged by the status alone; or nothing but the connection.
-async fn ask(key: BackendKey, policy: &HealthPolicy) -> Outcome {
-    let limit = Duration::from_secs(u64::from(policy.timeout.max(1)));
-    timeout(limit, exchange(key, policy)).await.unwrap_or(Outcome::TimedOut)
-}
-
-async fn exchange(key: BackendKey, policy: &HealthPolicy) -> Outcome {
-    let stream = match TcpStream::connect(key.addr).await {
-        Ok(stream) => stream,
-        Err(error) => return why_not(&error),
-    };
-    if policy.kind == ProbeKind::Connect {
-        return Outcome::Connected;
-    }
-    let request = Request::get(policy.uri.as_str())
-        .header(header::HOST, key.addr.to_string())
-        .header(header::USER_AGENT, "Proximity-Health/1")
-        .header(header::ACCEPT, "*/*")
-        .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new());
-    // A path that cannot be asked for is the configuration's fault; config validation refuses it.
-    let Ok(request) = request else { return Outcome::Broke };
-    let Ok((mut sender, connection)) = http1::handshake(TokioIo::new(stream)).await else {
-        return Outcome::Broke;
-    };
-    tokio::pin!(connection);
-    let mut answer = std::pin::pin!(sender.send_request(request));
-    tokio::select! {
-        biased;
-        answer = &mut answer => judge(answer),
-        // The connection may end in the same moment in which it delivers the answer.
-        _ = &mut connection => judge(answer.await),
-    }
-}
-
-fn judge<B>(answer: hyper::Result<http::Response<B>>) -> Outcome {
-    answer.map_or(Outcome::Broke, |response| Outcome::Answered(response.status().as_u16()))
-}
-
-fn why_not(error: &io::Error) -> Outcome {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Outcome::Refused,
-        io::ErrorKind::TimedOut => Outcome::TimedOut,
-        _ => Outcome::Unreachable,
     }
 }
 

@@ -1,7 +1,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use proximity_table::{BackendKey, BackendProtocol, HealthPolicy, ResolvedForward, Route, Verdict, World};
+use proximity_table::{
+    BackendKey, BackendProtocol, BackendTls, HealthPolicy, HostPolicy, Name, ResolvedForward, Route, Verdict,
+    World,
+};
 
 /// What is probed: a backend of an app, whatever names lead to it.
 pub type TargetKey = (Arc<str>, BackendKey);
@@ -13,11 +16,24 @@ pub struct Targets {
     world: Option<Arc<World>>,
 }
 
+/// How a backend is probed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProbePlan {
+    /// What is asked, how often, and what must come.
+    pub policy: Arc<HealthPolicy>,
+    /// How it is spoken to.
+    pub protocol: BackendProtocol,
+    /// Whom it must prove to be.
+    pub tls: BackendTls,
+    /// What stands in `Host`; `None` for the address that is asked.
+    pub host: Option<Name>,
+}
+
 /// A change of what is probed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Probe a backend this way from now on: a new one, or one with another policy.
-    Probe(TargetKey, Arc<HealthPolicy>),
+    /// Probe a backend this way from now on: a new one, or one with another plan.
+    Probe(TargetKey, Arc<ProbePlan>),
     /// Probe it no longer.
     Forget(TargetKey),
 }
@@ -26,7 +42,7 @@ pub enum Change {
 #[derive(Clone, Debug)]
 struct Claim {
     name: Arc<str>,
-    policy: Arc<HealthPolicy>,
+    plan: Arc<ProbePlan>,
     from_lease: bool,
 }
 
@@ -86,8 +102,8 @@ impl Targets {
         changes: &mut Before,
     ) {
         // New claims first: what stays claimed is not forgotten in between.
-        for (key, policy) in &now {
-            let claim = Claim { name: name.clone(), policy: policy.clone(), from_lease };
+        for (key, plan) in &now {
+            let claim = Claim { name: name.clone(), plan: plan.clone(), from_lease };
             self.claim(key.clone(), claim, changes);
         }
         for key in before.iter().flat_map(|before| before.keys()).filter(|key| !now.contains_key(*key)) {
@@ -97,7 +113,7 @@ impl Targets {
 
     fn claim(&mut self, key: TargetKey, claim: Claim, changes: &mut Before) {
         let claims = self.claims.entry(key.clone()).or_default();
-        changes.entry(key).or_insert_with(|| policy_of(claims));
+        changes.entry(key).or_insert_with(|| plan_of(claims));
         match claims.iter_mut().find(|there| there.name == claim.name) {
             Some(there) => *there = claim,
             None => claims.push(claim),
@@ -106,13 +122,13 @@ impl Targets {
 
     fn release(&mut self, key: &TargetKey, name: &Arc<str>, changes: &mut Before) {
         if let Some(claims) = self.claims.get_mut(key) {
-            changes.entry(key.clone()).or_insert_with(|| policy_of(claims));
+            changes.entry(key.clone()).or_insert_with(|| plan_of(claims));
             claims.retain(|claim| claim.name != *name);
         }
     }
 
-    fn change_of(&mut self, key: TargetKey, before: Option<Arc<HealthPolicy>>) -> Option<Change> {
-        let now = self.claims.get(&key).and_then(|claims| policy_of(claims));
+    fn change_of(&mut self, key: TargetKey, before: Option<Arc<ProbePlan>>) -> Option<Change> {
+        let now = self.claims.get(&key).and_then(|claims| plan_of(claims));
         match (before, now) {
             (_, None) => {
                 self.claims.remove(&key);
@@ -125,34 +141,54 @@ impl Targets {
 }
 
 /// What one name wants probed, and how.
-type Wishes = HashMap<TargetKey, Arc<HealthPolicy>>;
-/// Which policy the touched backends had before.
-type Before = HashMap<TargetKey, Option<Arc<HealthPolicy>>>;
+type Wishes = HashMap<TargetKey, Arc<ProbePlan>>;
+/// Which plan the touched backends had before.
+type Before = HashMap<TargetKey, Option<Arc<ProbePlan>>>;
 
-/// A policy that was written down wins over the default of a vhost made from a lease.
-fn policy_of(claims: &[Claim]) -> Option<Arc<HealthPolicy>> {
-    claims.iter().min_by_key(|claim| claim.from_lease).map(|claim| claim.policy.clone())
+/// A plan that was written down wins over the default of a vhost made from a lease.
+fn plan_of(claims: &[Claim]) -> Option<Arc<ProbePlan>> {
+    claims.iter().min_by_key(|claim| claim.from_lease).map(|claim| claim.plan.clone())
 }
 
-/// The backends of a route that are probed, and how. An app that is stopped or switched off is left alone, and
-/// only what can be spoken is asked. A backend of several paths is probed the way of the first.
+/// The backends of a route that are probed, and how: as requests reach them. An app that is stopped or switched
+/// off is left alone. A backend of several paths is probed the way of the first, and the service that decides
+/// who may pass by whether it answers.
 fn probed(route: &Route) -> Wishes {
     let mut probed = HashMap::new();
+    let host = (route.policy.host == HostPolicy::Preserve).then(|| visited(&route.hostname)).flatten();
     for service in route.services() {
-        let asked = matches!(service.verdict, Verdict::Ready | Verdict::Starting)
-            && service.protocol == BackendProtocol::Http;
-        for backend in service.candidates.iter().filter(|_| asked) {
-            probed.entry((route.app.clone(), backend.key)).or_insert_with(|| service.health.clone());
+        if !matches!(service.verdict, Verdict::Ready | Verdict::Starting) || service.candidates.is_empty() {
+            continue;
+        }
+        let plan = Arc::new(ProbePlan {
+            policy: service.health.clone(),
+            protocol: service.protocol,
+            tls: service.tls.clone(),
+            host: host.clone(),
+        });
+        for backend in &service.candidates {
+            probed.entry((route.app.clone(), backend.key)).or_insert_with(|| plan.clone());
         }
     }
+    if let Some(backend) = route.auth_backend.as_ref().filter(|_| route.verdict() != Verdict::Disabled) {
+        let plan =
+            || Arc::new(ProbePlan { policy: HealthPolicy::default().shared(), ..ProbePlan::default() });
+        probed.entry((route.app.clone(), backend.key)).or_insert_with(plan);
+    }
     probed
+}
+
+/// A name that visitors use: nobody asks for a star.
+fn visited(hostname: &Name) -> Option<Name> {
+    if hostname.is_wildcard() { hostname.parent() } else { Some(hostname.clone()) }
 }
 
 /// The targets of a forward, if they are to be probed.
 fn probed_targets(forward: &ResolvedForward) -> Wishes {
     let Some(policy) = &forward.health else { return HashMap::new() };
     let name = forward.health_name();
-    forward.targets.iter().map(|target| ((name.clone(), target.key), policy.clone())).collect()
+    let plan = Arc::new(ProbePlan { policy: policy.clone(), ..ProbePlan::default() });
+    forward.targets.iter().map(|target| ((name.clone(), target.key), plan.clone())).collect()
 }
 
 #[cfg(test)]
@@ -202,10 +238,8 @@ mod tests {
     }
 
     fn probe(app: &str, port: u16, uri: &str) -> Change {
-        Change::Probe(
-            key(app, port),
-            Arc::new(HealthPolicy { uri: uri.to_owned(), ..HealthPolicy::default() }),
-        )
+        let policy = Arc::new(HealthPolicy { uri: uri.to_owned(), ..HealthPolicy::default() });
+        Change::Probe(key(app, port), Arc::new(ProbePlan { policy, ..ProbePlan::default() }))
     }
 
     #[test]
@@ -278,6 +312,44 @@ mod tests {
     }
 
     #[test]
+    fn a_backend_is_asked_as_requests_reach_it() {
+        let mut targets = Targets::default();
+        let mut wiki = route("wiki", &[443], Source::Config, "/");
+        let Action::Proxy(service) = &mut wiki.root else { panic!() };
+        service.protocol = BackendProtocol::Https;
+        service.tls = BackendTls { verify: true, server_name: Some("wiki.example".into()) };
+        let (tls, health) = (service.tls.clone(), service.health.clone());
+        let plan = |wiki: &Route| match &targets.follow(&world(&[("wiki", wiki.clone())]))[..] {
+            [Change::Probe(_, plan)] => ProbePlan::clone(plan),
+            other => panic!("{other:?}"),
+        };
+        let mut plan = plan;
+        let mut expected = ProbePlan { policy: health, protocol: BackendProtocol::Https, tls, host: None };
+        assert_eq!(plan(&wiki), expected);
+        wiki.policy = VhostPolicy { host: HostPolicy::Preserve, ..VhostPolicy::default() }.shared();
+        expected.host = Some("wiki.prox.local".parse().unwrap());
+        assert_eq!(plan(&wiki), expected);
+        wiki.hostname = "*.wiki.example".parse().unwrap();
+        expected.host = Some("wiki.example".parse().unwrap());
+        assert_eq!(plan(&wiki), expected);
+    }
+
+    #[test]
+    fn the_service_that_decides_who_may_pass_is_probed() {
+        let mut targets = Targets::default();
+        let mut wiki = route("wiki", &[80], Source::Config, "/up");
+        targets.follow(&world(&[("wiki", wiki.clone())]));
+        wiki.auth_backend = Some(Backend { key: key("wiki", 9091).1, health: None });
+        assert_eq!(targets.follow(&world(&[("wiki", wiki.clone())])), [probe("wiki", 9091, "/")]);
+        // One that is a backend as well is asked as such.
+        wiki.auth_backend = Some(Backend { key: key("wiki", 80).1, health: None });
+        assert_eq!(targets.follow(&world(&[("wiki", wiki.clone())])), [Change::Forget(key("wiki", 9091))]);
+        wiki.auth_backend = Some(Backend { key: key("wiki", 9091).1, health: None });
+        wiki.root = service("wiki", &[80], "/up", Verdict::Disabled);
+        assert_eq!(targets.follow(&world(&[("wiki", wiki)])), [Change::Forget(key("wiki", 80))]);
+    }
+
+    #[test]
     fn targets_of_forwards_are_probed_when_somebody_asked_for_it() {
         let forward = |ports: &[u16], health: Option<HealthPolicy>| ResolvedForward {
             protocol: Protocol::Tcp,
@@ -291,8 +363,10 @@ mod tests {
             world.forwards = forwards.into_iter().map(Arc::new).collect();
             Arc::new(world)
         };
-        let probe =
-            |port, policy: &HealthPolicy| Change::Probe(key("tcp/2222", port), Arc::new(policy.clone()));
+        let probe = |port, policy: &HealthPolicy| {
+            let plan = ProbePlan { policy: Arc::new(policy.clone()), ..ProbePlan::default() };
+            Change::Probe(key("tcp/2222", port), Arc::new(plan))
+        };
         let often = HealthPolicy { interval: 1, ..HealthPolicy::connect() };
         let mut targets = Targets::default();
         assert!(targets.follow(&with(vec![forward(&[22], None)])).is_empty());

@@ -13,8 +13,8 @@ use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertS
 /// TLS towards backends. The two kinds of trust are made when they are first asked for.
 #[derive(Default)]
 pub struct Tls {
-    any: std::cell::OnceCell<TlsConnector>,
-    verified: std::cell::OnceCell<TlsConnector>,
+    any: std::sync::OnceLock<TlsConnector>,
+    verified: std::sync::OnceLock<TlsConnector>,
 }
 
 /// Takes whatever certificate a backend shows: apps at home sign their own. What is sent is hidden from those who

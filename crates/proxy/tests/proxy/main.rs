@@ -17,6 +17,7 @@ mod https;
 mod keep_alive;
 mod lifetime;
 mod paths;
+mod probes;
 mod protection;
 mod retries;
 mod routing;

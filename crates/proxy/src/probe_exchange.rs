@@ -1,0 +1,204 @@
+use std::io;
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, header, uri};
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use proximity_table::{BackendProtocol, HealthPolicy, ProbeKind};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::rustls;
+
+use crate::Outcome;
+use crate::health::is_expected;
+use crate::targets::ProbePlan;
+use crate::tls::Tls;
+
+/// Octets of a body that are looked through for the text that must be there.
+const LONGEST_BODY: usize = 64 * 1024;
+
+/// One probe: a request on a connection of its own, or nothing but the connection. The backend is spoken to as
+/// it is when requests are carried to it.
+pub async fn ask(addr: SocketAddrV4, plan: &ProbePlan, tls: &Tls) -> Outcome {
+    let limit = Duration::from_secs(u64::from(plan.policy.timeout.max(1)));
+    timeout(limit, exchange(addr, plan, tls)).await.unwrap_or(Outcome::TimedOut)
+}
+
+async fn exchange(mut addr: SocketAddrV4, plan: &ProbePlan, tls: &Tls) -> Outcome {
+    addr.set_port(plan.policy.port.unwrap_or(addr.port()));
+    let stream = match TcpStream::connect(addr).await {
+        Ok(stream) => stream,
+        Err(error) => return why_not(&error),
+    };
+    if plan.policy.kind == ProbeKind::Connect {
+        return Outcome::Connected;
+    }
+    let host = plan.host.as_ref().map_or_else(|| addr.to_string(), ToString::to_string);
+    match plan.protocol {
+        BackendProtocol::Http => http1(stream, &host, &plan.policy).await,
+        BackendProtocol::H2c => http2(stream, &host, &plan.policy).await,
+        BackendProtocol::Https => match tls.connect(stream, &plan.tls, &addr.ip().to_string()).await {
+            Ok(stream) => http1(stream, &host, &plan.policy).await,
+            Err(error) => why_no_tls(&error),
+        },
+    }
+}
+
+async fn http1<S>(stream: S, host: &str, policy: &HealthPolicy) -> Outcome
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let request = request(policy)
+        .uri(policy.uri.as_str())
+        .header(header::HOST, host)
+        .header(header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new());
+    // A path that cannot be asked for is the configuration's fault; config validation refuses it.
+    let Ok(request) = request else { return Outcome::Broke };
+    let Ok((mut sender, connection)) = http1::handshake(TokioIo::new(stream)).await else {
+        return Outcome::Broke;
+    };
+    let answer = async {
+        let Ok(response) = sender.send_request(request).await else { return Outcome::Broke };
+        let (answered, mut body) = take_apart(response);
+        let Some(mut search) = Search::of(answered, policy) else { return Outcome::Answered(answered) };
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else { return Outcome::Broke };
+            if let Some(data) = frame.data_ref()
+                && search.is_over(data)
+            {
+                break;
+            }
+        }
+        search.outcome()
+    };
+    let (mut answer, mut connection) = (std::pin::pin!(answer), std::pin::pin!(connection));
+    tokio::select! {
+        biased;
+        outcome = &mut answer => outcome,
+        // The connection may end in the same moment in which it delivers the answer.
+        _ = &mut connection => answer.await,
+    }
+}
+
+/// By prior knowledge (RFC 9113 §3.3).
+async fn http2(stream: TcpStream, host: &str, policy: &HealthPolicy) -> Outcome {
+    let target =
+        uri::Builder::new().scheme("http").authority(host).path_and_query(policy.uri.as_str()).build();
+    let Ok(request) =
+        target.and_then(|target| request(policy).version(http::Version::HTTP_2).uri(target).body(()))
+    else {
+        return Outcome::Broke;
+    };
+    let Ok((sender, connection)) = h2::client::handshake(stream).await else { return Outcome::Broke };
+    let answer = async {
+        let Ok(mut sender) = sender.ready().await else { return Outcome::Broke };
+        let Ok((response, _)) = sender.send_request(request, true) else { return Outcome::Broke };
+        let Ok(response) = response.await else { return Outcome::Broke };
+        let (answered, mut body) = take_apart(response);
+        let Some(mut search) = Search::of(answered, policy) else { return Outcome::Answered(answered) };
+        while let Some(data) = body.data().await {
+            let Ok(data) = data else { return Outcome::Broke };
+            // What was looked through makes room for more; where that fails nothing more comes.
+            let _ = body.flow_control().release_capacity(data.len());
+            if search.is_over(&data) {
+                break;
+            }
+        }
+        search.outcome()
+    };
+    let (mut answer, mut connection) = (std::pin::pin!(answer), std::pin::pin!(connection));
+    tokio::select! {
+        biased;
+        outcome = &mut answer => outcome,
+        _ = &mut connection => answer.await,
+    }
+}
+
+fn request(policy: &HealthPolicy) -> http::request::Builder {
+    // The configuration takes three methods only.
+    let method = Method::from_bytes(policy.method.as_bytes()).unwrap_or_default();
+    Request::builder()
+        .method(method)
+        .header(header::USER_AGENT, "Proximity-Health/1")
+        .header(header::ACCEPT, "*/*")
+}
+
+fn take_apart<B>(response: Response<B>) -> (u16, B) {
+    (response.status().as_u16(), response.into_body())
+}
+
+/// Looks for a text in the beginning of a body.
+struct Search<'a> {
+    answered: u16,
+    text: &'a [u8],
+    seen: Vec<u8>,
+    found: bool,
+}
+
+impl<'a> Search<'a> {
+    /// `None` when the body does not matter.
+    fn of(answered: u16, policy: &'a HealthPolicy) -> Option<Search<'a>> {
+        let text = policy.body.as_ref().filter(|_| is_expected(answered, policy))?.as_bytes();
+        Some(Search { answered, text, seen: Vec::new(), found: false })
+    }
+
+    /// Takes the next piece; whether there is nothing more to look for.
+    fn is_over(&mut self, piece: &[u8]) -> bool {
+        let from = self.seen.len().saturating_sub(self.text.len());
+        let room = LONGEST_BODY - self.seen.len();
+        self.seen.extend_from_slice(&piece[..piece.len().min(room)]);
+        self.found = memchr::memmem::find(&self.seen[from..], self.text).is_some();
+        self.found || self.seen.len() == LONGEST_BODY
+    }
+
+    fn outcome(&self) -> Outcome {
+        if self.found { Outcome::Answered(self.answered) } else { Outcome::Lacks }
+    }
+}
+
+fn why_not(error: &io::Error) -> Outcome {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Outcome::Refused,
+        io::ErrorKind::TimedOut => Outcome::TimedOut,
+        _ => Outcome::Unreachable,
+    }
+}
+
+fn why_no_tls(error: &io::Error) -> Outcome {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::InvalidCertificate(_)) => Outcome::Untrusted,
+        _ => Outcome::Tls,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_found_across_pieces_and_within_bounds() {
+        let policy = HealthPolicy { body: Some("needle".to_owned()), ..HealthPolicy::default() };
+        let search = |pieces: &[&[u8]]| {
+            let mut search = Search::of(200, &policy).unwrap();
+            let _ = pieces.iter().any(|piece| search.is_over(piece));
+            search.outcome()
+        };
+        assert_eq!(search(&[b"hay nee", b"dle hay"]), Outcome::Answered(200));
+        assert_eq!(search(&[b"n", b"e", b"e", b"d", b"l", b"e"]), Outcome::Answered(200));
+        assert_eq!(search(&[b"needl", b"hay"]), Outcome::Lacks);
+        assert_eq!(search(&[]), Outcome::Lacks);
+        let mut late = vec![b' '; LONGEST_BODY - 6];
+        late.extend_from_slice(b"needle");
+        assert_eq!(search(&[&late]), Outcome::Answered(200));
+        late.insert(0, b' ');
+        assert_eq!(search(&[&late, b"needle"]), Outcome::Lacks, "too late");
+        assert!(Search::of(500, &policy).is_none(), "the status says enough");
+        assert!(Search::of(200, &HealthPolicy::default()).is_none());
+    }
+}
