@@ -14,6 +14,8 @@ mod reservations;
 mod seed;
 mod services;
 mod startup;
+mod stream;
+mod stream_load;
 mod supervisor;
 mod upgrade;
 mod vhosts;

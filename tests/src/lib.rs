@@ -8,9 +8,12 @@
 
 pub mod admin_api;
 pub mod appliance_binary;
+pub mod counting_backend;
 pub mod dhcp_probe;
 pub mod dns_probe;
 pub mod http_exchange;
+pub mod load_connection;
+pub mod load_http2;
 pub mod open_connection;
 pub mod polling;
 pub mod site;
