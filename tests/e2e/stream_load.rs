@@ -59,8 +59,8 @@ pub struct Tally {
     pub connections: usize,
     /// Connections that the proxy ended with an answer which said so.
     pub renewed: usize,
-    /// Requests that had been sent behind one whose answer said that it was the last: no server may act on them,
-    /// and the client sends them again (RFC 9112 §9.3.2, §9.6).
+    /// Requests sent again, because the proxy had said that it will not act on them: those that came behind one
+    /// whose answer was the last of its connection (RFC 9112 §9.6), or later than GOAWAY allows (RFC 9113 §6.8).
     pub resent: usize,
     pub slowest: Duration,
 }
@@ -289,48 +289,66 @@ fn put_body(to: &mut Vec<u8>, request: usize) {
     to.extend((0..UPLOADS[request % UPLOADS.len()]).map(|at| ((request + at) % 251) as u8));
 }
 
-/// As [`drive`], by HTTP/2. What the proxy refuses by its GOAWAY would have to be asked again; it is a failure here,
-/// since the proxy announces the end before it is one.
+/// As [`drive`], by HTTP/2. What GOAWAY leaves out is asked again, on the next connection.
 pub async fn drive_http2(load: &Load, id: usize) -> Tally {
     let mut tally = Tally::default();
-    let mut next = 0;
-    while !load.is_over() {
-        tally.connections += 1;
-        let served = async {
-            let mut connection = LoadHttp2::open(crate::stream::proxy()).await?;
-            while !load.is_over() {
-                let asked_at = Instant::now();
-                let mut open = Vec::with_capacity(STREAMS);
-                for request in next..next + STREAMS {
-                    let (vhost, target) = (load.vhost(id + request), format!("/{id}/{request}"));
-                    match connection.ask(&vhost.host, &target).await? {
-                        Some(response) => open.push((vhost, target, response)),
-                        None => break,
-                    }
-                }
-                if open.is_empty() {
-                    tally.renewed += 1;
-                    break;
-                }
-                next += open.len();
-                for (vhost, target, response) in open {
-                    let (status, body) = answer(response).await?;
-                    if status != 200 || body != format!("{} {target} ", vhost.name).into_bytes() {
-                        let body = String::from_utf8_lossy(&body);
-                        return Err(io::Error::other(format!("{}: {status} {body}", vhost.host)));
-                    }
-                    tally.answers += 1;
-                    load.answered(vhost);
-                }
-                tally.slowest = tally.slowest.max(asked_at.elapsed());
-            }
-            connection.end().await
-        };
-        if let Err(error) = served.await {
+    let (mut next, mut left) = (0, Vec::new());
+    while !load.is_over() || !left.is_empty() {
+        if let Err(error) = use_http2(load, id, &mut tally, &mut next, &mut left).await {
             load.failed(format!("HTTP/2 before request {next}: {error}"));
         }
     }
     tally
+}
+
+/// Uses one connection for as long as it may be. `left` are requests without an answer that are to be asked.
+async fn use_http2(
+    load: &Load,
+    id: usize,
+    tally: &mut Tally,
+    next: &mut usize,
+    left: &mut Vec<usize>,
+) -> io::Result<()> {
+    let mut connection = LoadHttp2::open(crate::stream::proxy()).await?;
+    tally.connections += 1;
+    loop {
+        let mut requests = std::mem::take(left);
+        if !load.is_over() {
+            let more = STREAMS - requests.len();
+            requests.extend(*next..*next + more);
+            *next += more;
+        }
+        if requests.is_empty() {
+            return connection.end().await;
+        }
+        let asked_at = Instant::now();
+        let mut open = Vec::with_capacity(STREAMS);
+        for request in requests {
+            let (vhost, target) = (load.vhost(id + request), format!("/{id}/{request}"));
+            match connection.ask(&vhost.host, &target).await? {
+                Some(response) => open.push((request, vhost, target, response)),
+                None => left.push(request),
+            }
+        }
+        for (request, vhost, target, response) in open {
+            let Some((status, body)) = answer(response).await? else {
+                tally.resent += 1;
+                left.push(request);
+                continue;
+            };
+            if status != 200 || body != format!("{} {target} ", vhost.name).into_bytes() {
+                let body = String::from_utf8_lossy(&body);
+                return Err(io::Error::other(format!("{}: {status} {body}", vhost.host)));
+            }
+            tally.answers += 1;
+            load.answered(vhost);
+        }
+        if !left.is_empty() {
+            tally.renewed += 1;
+            return connection.end().await;
+        }
+        tally.slowest = tally.slowest.max(asked_at.elapsed());
+    }
 }
 
 /// Opens WebSockets from the network of the calling thread, has one of them echo at every so many answers, and all of

@@ -54,22 +54,32 @@ impl LoadHttp2 {
     }
 }
 
-/// Takes an answer: its status and its body.
+/// Takes an answer: its status and its body; `None` when the proxy has said that it will not act on the request
+/// (RFC 9113 §6.8: its stream is later than the last one that GOAWAY names), so that it may be sent again.
 ///
 /// # Errors
-/// When it is not complete.
-pub async fn answer(response: ResponseFuture) -> io::Result<(u16, Vec<u8>)> {
+/// When the answer is not complete.
+pub async fn answer(response: ResponseFuture) -> io::Result<Option<(u16, Vec<u8>)>> {
     within(async {
-        let (parts, mut stream) = response.await.map_err(io::Error::other)?.into_parts();
+        let (parts, mut stream) = match response.await {
+            Ok(response) => response.into_parts(),
+            Err(error) if is_left_out(&error) => return Ok(None),
+            Err(error) => return Err(io::Error::other(error)),
+        };
         let mut body = Vec::new();
         while let Some(data) = stream.data().await {
             let data = data.map_err(io::Error::other)?;
             stream.flow_control().release_capacity(data.len()).map_err(io::Error::other)?;
             body.extend_from_slice(&data);
         }
-        Ok((parts.status.as_u16(), body))
+        Ok(Some((parts.status.as_u16(), body)))
     })
     .await
+}
+
+/// Requests on streams that GOAWAY does not leave out are not told of it.
+fn is_left_out(error: &h2::Error) -> bool {
+    error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
 }
 
 async fn within<T>(action: impl Future<Output = io::Result<T>>) -> io::Result<T> {
