@@ -22,7 +22,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use crate::support::{Backend, PATIENCE, Table, vhost};
 
 /// A certificate that signed itself, with its key; good for nothing else.
-const CERTIFICATE: &[u8] = include_bytes!("backend.pem");
+const CERTIFICATE: &[u8] = include_bytes!("self_signed.pem");
 
 /// What the prober says of a vhost with one backend.
 struct Probed {
@@ -242,7 +242,7 @@ fn an_https_backend_is_asked_by_tls_and_must_prove_itself_only_on_demand() {
     let https = |addr, verify| {
         Probed::new(addr, move |wiki| {
             wiki.protocol = BackendProtocol::Https;
-            wiki.tls = BackendTls { verify, server_name: Some("backend.test".to_owned()) };
+            wiki.tls = BackendTls { verify, server_name: Some("wiki.prox.local".to_owned()) };
             wiki.health = policy();
         })
     };
