@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 use std::rc::Rc;
 
-use proximity_table::World;
+use proximity_table::{Generation, World};
 
 use crate::access::client_fields;
 use crate::caller::{Caller, Visit};
@@ -15,6 +15,8 @@ pub const EVERYWHERE: u64 = 0;
 /// A request that may go on, as far as can be told at once.
 pub struct Asked<'a> {
     pub visit: Rc<Visit>,
+    /// The world in which it was decided where it goes.
+    pub generation: Generation,
     /// The target in origin form.
     pub target: &'a [u8],
     /// Field lines that tell the backend who asked, when they are not those of the visit.
@@ -95,7 +97,7 @@ pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>) -> Result<Asked<'
     if matches!(ticket.head.length, Length::Known(octets) if body_limit > 0 && octets > body_limit) {
         return Err(Reason::BodyTooLarge.into());
     }
-    Ok(Asked { visit, target, identity, body_limit, _slot: slot })
+    Ok(Asked { visit, generation: ticket.worker.generation(), target, identity, body_limit, _slot: slot })
 }
 
 impl From<host::HostError> for Refusal {

@@ -252,6 +252,11 @@ impl Exchange<'_, '_, '_> {
                 Some(stream) => Up::Http1(Side::new(stream, worker.buffers.clone())),
                 None => self.connect(lane).await?,
             };
+            // Whoever waited may find the address in other hands.
+            let is_as_decided = worker.generation() == asked.generation;
+            if !is_as_decided && !caller.leads_to(&asked.visit, lane.backend()) {
+                return Err(Failure { reason: Reason::BackendLeft, unseen: true });
+            }
             if let (Some(version), Up::Http1(side)) = (announces, &mut up) {
                 let addresses = Addresses { source: caller.peer, destination: caller.local };
                 write_proxy_header(version, side.begin(false), Some(addresses));

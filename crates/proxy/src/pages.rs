@@ -222,7 +222,7 @@ pub fn words(reason: Reason) -> Words {
             "The app took the request and did not answer in time.",
             "Load the page again. If it happens again, look into the log of the app.",
         ),
-        Reason::BackendBroke | Reason::BackendCut => (
+        Reason::BackendBroke | Reason::BackendCut | Reason::BackendLeft => (
             "The app broke off",
             "The app closed the connection without a valid answer.",
             "Load the page again. If it happens again, look into the log of the app.",

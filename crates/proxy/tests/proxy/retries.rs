@@ -1,14 +1,16 @@
 //! What is tried again and what is not, how long a backend may take, and how many requests it gets at once.
 
-use std::net::{SocketAddr, SocketAddrV4, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use proximity_proxy::Reason;
-use proximity_table::{PassivePolicy, RetryPolicy, Timeouts, VhostLimits, VhostPolicy};
+use proximity_table::{
+    Change, LeaseState, PassivePolicy, RetryPolicy, Source, Timeouts, VhostLimits, VhostPolicy,
+};
 
-use crate::support::{Backend, Client, PATIENCE, Proxy, Table, vhost, with};
+use crate::support::{Backend, Client, PATIENCE, Proxy, Table, lease, vhost, with};
 
 /// A proxy of one vhost whose backends are never paused, so that each test sees what one request does.
 fn proxy(backends: &[SocketAddrV4], change: impl FnOnce(&mut VhostPolicy)) -> Proxy {
@@ -302,4 +304,29 @@ fn two_full_backends_share_the_work() {
     one_release.send(()).unwrap();
     two_release.send(()).unwrap();
     clients.iter_mut().for_each(|client| assert_eq!(client.response().status, 200));
+}
+
+#[test]
+fn a_request_that_waited_does_not_go_to_the_next_owner_of_the_address() {
+    let (backend, arrivals, release) = working();
+    let mut wiki = vhost("wiki", &[backend.addr]);
+    let mut policy = VhostPolicy::default();
+    limited(1, 20)(&mut policy);
+    wiki.policy = policy.into();
+    let mut table = Table::new("127.0.0.1/8", 80);
+    table.change(Change::Lease(lease("wiki", Ipv4Addr::LOCALHOST, 1, LeaseState::Bound)));
+    table.change(Change::Vhost(Source::Config, wiki.into()));
+    let proxy = Proxy::start(&table);
+    let mut first = get(&proxy, "/first");
+    assert_eq!(arrivals.recv_timeout(PATIENCE).unwrap(), "/first");
+    // There is one place in the line: when one of two was turned away, the other stands there.
+    let mut others = [get(&proxy, "/a"), get(&proxy, "/b")];
+    proxy.until("one waits", |totals| totals.of(Reason::QueueFull) == 1);
+    table.change(Change::Lease(lease("shop", Ipv4Addr::LOCALHOST, 2, LeaseState::Bound)));
+    release.send(()).unwrap();
+    assert_eq!(first.response().status, 200);
+    let mut statuses = others.each_mut().map(|client| client.response().status);
+    statuses.sort_unstable();
+    assert_eq!((statuses, proxy.count(Reason::BackendLeft)), ([502, 503], 1));
+    assert_eq!(backend.requests().len(), 1, "the next owner never sees it");
 }
