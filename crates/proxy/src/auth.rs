@@ -110,7 +110,11 @@ impl Exchange<'_, '_, '_> {
         }
         // Its body is of no interest; the connection is kept only if all of it is there.
         up.pass_head(length, response.delimiter);
-        poll_fn(|cx| Poll::Ready(pass_over(cx, &mut up))).await;
+        poll_fn(|cx| {
+            pass_over(cx, &mut up);
+            Poll::Ready(())
+        })
+        .await;
         up.give_back(&worker.pool, lane, &response);
         worker.keep_response_head(response);
         Ok(Verdict::Passes(copied))
