@@ -115,7 +115,13 @@ async fn http2(stream: TcpStream, host: &str, policy: &HealthPolicy) -> Outcome 
     tokio::select! {
         biased;
         outcome = &mut answer => outcome,
-        _ = &mut connection => answer.await,
+        // What has come is there at once, and nothing more can come. h2 does not tell requests of every way in which
+        // a connection ends, so waiting on would be for nothing.
+        _ = &mut connection => tokio::select! {
+            biased;
+            outcome = &mut answer => outcome,
+            () = std::future::ready(()) => Outcome::Broke,
+        },
     }
 }
 
