@@ -245,8 +245,8 @@ async fn sweep(worker: Rc<Worker>) {
                 watch.wake();
             }
         }
-        // Lets go of an old world, too, that no request asks for any more.
-        worker.shared.follow(&worker.world());
+        // Lets go of an old world that no request asks for any more.
+        drop(worker.world());
         if worker.connections.borrow().is_empty() && worker.pool.is_empty() {
             worker.busy.notified().await;
             worker.clock.adjust();

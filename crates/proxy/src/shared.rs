@@ -1,11 +1,9 @@
-use std::collections::HashSet;
 use std::hash::RandomState;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use proximity_table::{BackendKey, ProxySettings, World};
+use proximity_table::ProxySettings;
 
 use crate::{Apps, Backends, ClientConnections, RateTable, Slots, VerifiedPasswords};
 
@@ -33,8 +31,6 @@ pub struct Shared {
     /// Mixed into what is told of backends; outlives restarts.
     pub salt: u64,
     started: Instant,
-    /// The world whose backends are known.
-    followed: AtomicU64,
 }
 
 impl Shared {
@@ -51,19 +47,7 @@ impl Shared {
             clients: Arc::new(ClientConnections::new(RandomState::new())),
             salt,
             started: Instant::now(),
-            followed: AtomicU64::new(0),
         }
-    }
-
-    /// Forgets what was found of backends that the world no longer has. One of the threads that ask does it.
-    pub fn follow(&self, world: &World) {
-        let generation = world.generation.0;
-        if self.followed.swap(generation, Relaxed) >= generation {
-            return;
-        }
-        let services = world.routes.values().flat_map(|route| route.backends().chain(&route.auth_backend));
-        let known: HashSet<BackendKey> = services.map(|backend| backend.key).collect();
-        self.backends.retain(|key| known.contains(key));
     }
 
     /// Milliseconds on the clock of the backends' states.
