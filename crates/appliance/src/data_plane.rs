@@ -18,6 +18,7 @@ use proximity_proxy::{
     StreamThread, Totals,
 };
 use proximity_table::{BackendKey, ProxySettings, World};
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -426,9 +427,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Serves what comes in, until nothing can come any more and the proxies have drained.
 fn run(mut inbox: mpsc::UnboundedReceiver<Work>, streams: StreamThread) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async move {
+    let mut runtime = Builder::new_current_thread();
+    let runtime = runtime.enable_io().enable_time().build_local(LocalOptions::default())?;
+    runtime.block_on(async move {
         let streams = tokio::task::spawn_local(streams.serve());
         let mut proxies = Vec::new();
         let mut dns_tasks = JoinSet::new();
