@@ -1,5 +1,7 @@
 use std::path::{Path, PathBuf};
 
+use crate::mixing::fnv;
+
 use proximity_table::Name;
 
 /// Where requests for unknown hosts are logged.
@@ -46,13 +48,6 @@ fn ending(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     name.into()
-}
-
-/// FNV-1a.
-fn fnv(octets: &[u8]) -> u64 {
-    octets
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

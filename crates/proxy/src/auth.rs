@@ -69,22 +69,18 @@ impl Exchange<'_, '_, '_> {
         };
         let worker = self.ticket.worker;
         let timeouts = site.policy().timeouts;
-        let within = Duration::from_secs(u64::from(timeouts.connect.max(1)));
         let uri = judged_uri(asked.target)?;
         let mut response = worker.response_head();
         let mut kept = worker.pool.take(lane, false);
         let (mut up, length) = loop {
             let is_reused = kept.is_some();
-            let stream = match kept.take() {
-                Some(stream) => stream,
-                None => {
-                    let connected = self.unless_gone(worker.pool.connect(lane, within)).await;
-                    connected.unwrap_or_else(Err).map_err(unavailable)?
-                }
+            let mut up = match kept.take() {
+                Some(stream) => Up::Http1(Side::new(stream, worker.buffers.clone())),
+                None => self.connect(lane).await.map_err(unavailable)?,
             };
-            let mut side = Side::new(stream, worker.buffers.clone());
-            question(side.begin(false), &auth.path, self.ticket, &uri, asked);
-            let mut up = Up::Http1(side);
+            if let Up::Http1(side) = &mut up {
+                question(side.begin(false), &auth.path, self.ticket, &uri, asked);
+            }
             self.watch.extend(timeouts.header);
             match poll_fn(|cx| self.poll_answer(cx, &mut up, &mut response)).await {
                 Ok(length) => break (up, length),

@@ -5,6 +5,7 @@ use proximity_table::{BackendKey, Balance, VhostPolicy};
 
 use crate::backend_slots::InFlight;
 use crate::backend_state::{BackendState, FULL_WEIGHT, Passage};
+use crate::mixing::{fnv, mix};
 
 /// Backends that one request has tried at most; a retry beyond them may meet the first again.
 const MOST_TRIED: usize = 8;
@@ -224,7 +225,7 @@ impl Sticky<'_> {
     fn highest(&self, members: &[Member], is_free: impl Fn(usize) -> bool) -> Option<usize> {
         let client = match *self {
             Sticky::Client(ip) => hash_ip(ip),
-            Sticky::Header(Some(value)) => hash(value),
+            Sticky::Header(Some(value)) => fnv(value),
             Sticky::Free | Sticky::Header(None) | Sticky::Cookie { .. } => return None,
         };
         let free = (0..members.len()).filter(|&at| is_free(at));
@@ -288,22 +289,6 @@ fn hash_ip(ip: IpAddr) -> u64 {
         IpAddr::V4(ip) => mix(u32::from(ip).into()),
         IpAddr::V6(ip) => mix((u128::from(ip) >> 64) as u64),
     }
-}
-
-/// FNV-1a. The same on every thread and after every restart, as a client's place has to be; who makes his
-/// requests collide only sends them all to one backend.
-fn hash(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
-/// Spreads every bit over the whole word (the finaliser of SplitMix64).
-fn mix(word: u64) -> u64 {
-    let word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ (word >> 31)
 }
 
 #[cfg(test)]

@@ -66,8 +66,8 @@ pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>) -> Result<Asked<'
         ticket.client = origin.client;
         ticket.log_prefix = Cow::Owned(client_fields(caller.peer, origin.client));
     }
-    if let Some(rate) = ticket.worker.settings().client_rate {
-        let shared = &ticket.worker.shared;
+    let (shared, settings) = (&ticket.worker.shared, ticket.worker.settings());
+    if let Some(rate) = settings.client_rate {
         shared.rates.take(EVERYWHERE, ticket.client, rate, shared.millis(ticket.start))?;
     }
     let visit = caller.visit(written)?;
@@ -79,8 +79,6 @@ pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>) -> Result<Asked<'
     if ticket.head.ambiguous > 0 {
         ticket.worker.counters.stopped_by(Reason::HeaderName, u64::from(ticket.head.ambiguous));
     }
-    let shared = &ticket.worker.shared;
-    let settings = ticket.worker.settings();
     if let Some(rate) = site.rate {
         shared.rates.take(site.scope, ticket.client, rate, shared.millis(ticket.start))?;
     }

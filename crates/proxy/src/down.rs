@@ -237,7 +237,7 @@ impl Source for Down<'_> {
 impl Sink for Down<'_> {
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8], is_last: bool) -> Poll<io::Result<usize>> {
         match self {
-            Down::Http1(side) => side.poll_send(cx, data),
+            Down::Http1(side) => side.poll_send(cx, data, is_last),
             Down::Http2(stream) => match &mut stream.outgoing {
                 Some(outgoing) => outgoing.poll_send(cx, data, is_last),
                 None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),

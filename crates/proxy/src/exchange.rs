@@ -250,7 +250,7 @@ impl Exchange<'_, '_, '_> {
             let is_reused = kept.is_some();
             let mut up = match kept.take() {
                 Some(stream) => Up::Http1(Side::new(stream, worker.buffers.clone())),
-                None => self.connect(lane).await?,
+                None => self.connect(lane).await.map_err(|reason| Failure { reason, unseen: true })?,
             };
             // Whoever waited may find the address in other hands.
             let is_as_decided = worker.generation() == asked.generation;
@@ -283,17 +283,15 @@ impl Exchange<'_, '_, '_> {
     }
 
     /// A new connection to a backend, or a new stream on one.
-    async fn connect(&mut self, lane: &Lane) -> Result<Up, Failure> {
+    pub async fn connect(&mut self, lane: &Lane) -> Result<Up, Reason> {
         let worker = self.ticket.worker;
         let within = Duration::from_secs(u64::from(self.timeouts.connect.max(1)));
-        let failed = |reason| Failure { reason, unseen: true };
         if Pool::is_http2(lane) {
             let opening = Box::pin(worker.pool.sender(lane, within));
-            let sender = self.unless_gone(opening).await.unwrap_or_else(Err);
-            return Ok(Up::http2(sender.map_err(failed)?));
+            return Ok(Up::http2(self.unless_gone(opening).await??));
         }
-        let connected = self.unless_gone(worker.pool.connect(lane, within)).await.unwrap_or_else(Err);
-        Ok(Up::Http1(Side::new(connected.map_err(failed)?, worker.buffers.clone())))
+        let stream = self.unless_gone(worker.pool.connect(lane, within)).await??;
+        Ok(Up::Http1(Side::new(stream, worker.buffers.clone())))
     }
 
     /// Puts the request's head where it leaves for the backend.
@@ -323,14 +321,12 @@ impl Exchange<'_, '_, '_> {
         response: &mut ResponseHead,
     ) -> Poll<Result<usize, Failure>> {
         let failed = |reason| Poll::Ready(Err(Failure { reason, unseen: false }));
-        match self.watch.signal() {
-            Signal::None => {}
-            Signal::Close => return failed(Reason::Stopping),
-            Signal::Overdue if self.watch.has_ended() => return failed(Reason::TotalTimeout),
-            Signal::Overdue if self.upload.is_done || self.upload.is_held_up(self.down, up) => {
-                return failed(Reason::BackendSlow);
-            }
-            Signal::Overdue => return failed(Reason::UploadSlow),
+        let overdue = || match self.upload.is_done || self.upload.is_held_up(self.down, up) {
+            true => Reason::BackendSlow,
+            false => Reason::UploadSlow,
+        };
+        if let Some(reason) = self.watch.must_stop(overdue) {
+            return failed(reason);
         }
         let before = self.upload.moved;
         let mut is_refused = false;
@@ -377,11 +373,8 @@ impl Exchange<'_, '_, '_> {
         up: &mut Up,
         response: &mut ResponseHead,
     ) -> Poll<Result<usize, Reason>> {
-        match self.watch.signal() {
-            Signal::None => {}
-            Signal::Close => return Poll::Ready(Err(Reason::Stopping)),
-            Signal::Overdue if self.watch.has_ended() => return Poll::Ready(Err(Reason::TotalTimeout)),
-            Signal::Overdue => return Poll::Ready(Err(Reason::BackendSlow)),
+        if let Some(reason) = self.watch.must_stop(|| Reason::BackendSlow) {
+            return Poll::Ready(Err(reason));
         }
         if let Poll::Ready(Err(_)) = up.poll_flush(cx) {
             return Poll::Ready(Err(Reason::BackendBroke));
@@ -445,10 +438,17 @@ impl Exchange<'_, '_, '_> {
         let worker = self.ticket.worker;
         let head = self.ticket.head;
         let site = &asked.visit.site;
-        let delimiter = match (response.delimiter, head.version) {
-            (Delimiter::Chunked | Delimiter::Close, Version::Http10) => Delimiter::Close,
-            (Delimiter::Close, _) => Delimiter::Chunked,
-            (other, _) => other,
+        let coding = site
+            .policy()
+            .compress
+            .then(|| Coding::choose(head, self.ticket.bytes, response, up.head_bytes()))
+            .flatten();
+        // What is compressed is as long as it turns out to be.
+        let delimiter = match (response.delimiter, coding, head.version) {
+            (Delimiter::Known(octets), None, _) => Delimiter::Known(octets),
+            (Delimiter::None, None, _) => Delimiter::None,
+            (_, _, Version::Http10) => Delimiter::Close,
+            _ => Delimiter::Chunked,
         };
         let upload_is_over = self.upload.is_done || (chosen.is_none() && self.down.is_over());
         let keep_alive =
@@ -466,17 +466,9 @@ impl Exchange<'_, '_, '_> {
         if worker.settings().via {
             extra.extend_from_slice(b"Via: 1.1 proximity\r\n");
         }
-        let coding = if site.policy().compress {
-            Coding::choose(head, self.ticket.bytes, response, up.head_bytes())
-        } else {
-            None
-        };
-        let mut delimiter = delimiter;
         if let Some(coding) = coding {
             extra.extend_from_slice(&coding.fields(response.named(b"etag", up.head_bytes())));
-            delimiter = if head.version == Version::Http10 { Delimiter::Close } else { Delimiter::Chunked };
         }
-        let keep_alive = keep_alive && delimiter != Delimiter::Close;
         let back = Back {
             version: head.version,
             keep_alive,
@@ -496,10 +488,12 @@ impl Exchange<'_, '_, '_> {
             self.upload.is_done = true;
         }
         // Boxed, so that the many that are not compressed do not hold room for it.
-        let mut encoding = coding.and_then(|coding| Encoding::new(coding).ok()).map(Box::new);
-        let passed = match encoding.is_some() == coding.is_some() {
-            true => poll_fn(|cx| self.poll_bodies(cx, &mut up, &mut download, encoding.as_deref_mut())).await,
-            false => Err(Reason::BackendCut),
+        let passed = match coding.map(Encoding::new).transpose() {
+            Ok(encoding) => {
+                let mut encoding = encoding.map(Box::new);
+                poll_fn(|cx| self.poll_bodies(cx, &mut up, &mut download, encoding.as_deref_mut())).await
+            }
+            Err(_) => Err(Reason::BackendCut),
         };
         self.ticket.received = self.upload.moved;
         self.ticket.sent = download.moved;
@@ -525,14 +519,12 @@ impl Exchange<'_, '_, '_> {
         download: &mut Relay,
         encoding: Option<&mut Encoding>,
     ) -> Poll<Result<(), Reason>> {
-        match self.watch.signal() {
-            Signal::None => {}
-            Signal::Overdue if self.watch.has_ended() => return Poll::Ready(Err(Reason::TotalTimeout)),
-            Signal::Overdue if download.is_held_up(up, self.down) => {
-                return Poll::Ready(Err(Reason::ClientSlow));
-            }
-            Signal::Overdue => return Poll::Ready(Err(Reason::BackendCut)),
-            Signal::Close => return Poll::Ready(Err(Reason::Stopping)),
+        let overdue = || match download.is_held_up(up, self.down) {
+            true => Reason::ClientSlow,
+            false => Reason::BackendCut,
+        };
+        if let Some(reason) = self.watch.must_stop(overdue) {
+            return Poll::Ready(Err(reason));
         }
         let before = self.upload.moved + download.moved;
         if !self.upload.is_done {

@@ -8,11 +8,11 @@ use tokio::net::TcpStream;
 use crate::buffer::{Buffer, SMALL};
 use crate::caller::Caller;
 use crate::decide::EVERYWHERE;
-use crate::down::Down;
+use crate::down::{Down, OwnAnswer};
 use crate::exchange::{self, Fate};
-use crate::http1::RequestHead;
+use crate::http1::{RequestHead, Version};
 use crate::http2::{self, front::PREFACE};
-use crate::side::Side;
+use crate::side::{Side, Sink};
 use crate::stream::Stream;
 use crate::watch::{Phase, Signal, Watch};
 use crate::{Addresses, ProxyHeader, Reason};
@@ -225,18 +225,18 @@ fn ends_somewhere(data: &[u8], searched: &mut usize) -> bool {
 async fn refuse(caller: &Caller, watch: &Watch, reason: Reason, down: &mut Side) {
     let worker = &caller.worker;
     worker.counters.stopped_by(reason, 1);
-    let status = if reason == Reason::HeadTimeout { 408 } else { reason.status() };
+    let status = reason.status();
     worker.counters.response(status);
     worker.nobody.observe(status, 0, 0, 0);
-    let phrase = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
-    let body = format!("{}\n", reason.as_str());
-    let text = format!(
-        "HTTP/1.1 {status} {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        phrase.unwrap_or_default(),
-        body.len()
-    );
-    down.discard();
-    down.begin(false).extend_from_slice(text.as_bytes());
+    Down::Http1(down).respond_own(&OwnAnswer {
+        status,
+        fields: b"Content-Type: text/plain\r\n",
+        date: b"",
+        body: format!("{}\n", reason.as_str()).as_bytes(),
+        head_only: false,
+        version: Version::Http11,
+        keep_alive: false,
+    });
     watch.enter(Phase::Busy, LINGER);
     let flushed = poll_fn(|cx| {
         if watch.signal() != Signal::None {

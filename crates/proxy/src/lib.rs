@@ -45,6 +45,7 @@ mod histogram;
 mod host;
 mod http1;
 mod http2;
+mod mixing;
 mod pages;
 mod path;
 mod peers;

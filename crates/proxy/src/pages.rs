@@ -197,11 +197,6 @@ pub fn words(reason: Reason) -> Words {
             "The app has as many requests as it can work on, and others wait already.",
             "Wait a little, then load this page again.",
         ),
-        Reason::BackendPaused => (
-            "This app is left alone for a moment",
-            "The app failed several times in a row, so it is not asked for a few seconds.",
-            "Wait a little, then load this page again. If it stays, look into the log of the app.",
-        ),
         Reason::BackendRefused => (
             "The app does not accept connections",
             "The container is there, and nothing in it listens on the expected port.",

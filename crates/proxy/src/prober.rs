@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use crate::clock::unix_seconds;
 use crate::probe_exchange::ask;
 use crate::targets::{Change, ProbePlan, TargetKey, Targets};
 use crate::tls::Tls;
-use crate::{Monitor, Outcome, Snapshot};
+use crate::{Monitor, Outcome, Snapshot, mixing};
 
 /// Probes on their way at once. Ten thousand vhosts at 30 s are 333 probes a second of some milliseconds.
 const MOST_AT_ONCE: usize = 256;
@@ -31,7 +32,7 @@ pub async fn probe(
     usable: impl Fn(BackendKey),
     seed: u64,
 ) {
-    let mut schedule = Schedule { random: seed, ..Schedule::default() };
+    let mut schedule = Schedule { random: Cell::new(seed), ..Schedule::default() };
     let mut targets = Targets::default();
     let mut next_look = Instant::now();
     let mut look_due = true;
@@ -82,7 +83,7 @@ struct Schedule {
     due: BinaryHeap<Reverse<(Instant, u64, u64)>>,
     running: JoinSet<(u64, u64, Outcome)>,
     next_id: u64,
-    random: u64,
+    random: Cell<u64>,
     tls: Arc<Tls>,
 }
 
@@ -154,7 +155,7 @@ impl Schedule {
         outcome: Outcome,
         usable: impl Fn(BackendKey),
     ) -> Option<HealthReport> {
-        let entropy = splitmix(&mut self.random);
+        let entropy = mixing::next(&self.random);
         let entry = self.entries.get_mut(&id).filter(|entry| entry.turn == turn)?;
         let policy = &entry.plan.policy;
         let was_healthy = entry.monitor.health().state == HealthState::Healthy;
@@ -168,13 +169,4 @@ impl Schedule {
         }
         Some((entry.key.0.clone(), entry.key.1, Some(health)))
     }
-}
-
-/// SplitMix64: spreads probes; no secret hangs on it.
-fn splitmix(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut mixed = *state;
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
 }

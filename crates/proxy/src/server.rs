@@ -27,7 +27,7 @@ use crate::pool::Pool;
 use crate::site::Site;
 use crate::splice::Pipes;
 use crate::watch::{Phase, Signal, Ticks, Watch};
-use crate::{AccessSink, AppCounters, Counters, Course, Reason, Shared, front, peers};
+use crate::{AccessSink, AppCounters, Counters, Course, Reason, Shared, front, mixing, peers};
 
 /// Where the proxy reads the world: one immutable snapshot at a time.
 pub type Snapshot = Arc<ArcSwap<World>>;
@@ -77,7 +77,6 @@ pub(crate) struct Worker {
     connections: RefCell<Slab<Rc<Watch>>>,
     /// Streams of HTTP/2 connections.
     streams: RefCell<Slab<Rc<Watch>>>,
-    tunnels: Cell<usize>,
     request_heads: RefCell<Vec<RequestHead>>,
     response_heads: RefCell<Vec<ResponseHead>>,
     pub buffers: Rc<Buffers>,
@@ -192,7 +191,6 @@ impl DataPlane {
             ticks,
             connections: RefCell::default(),
             streams: RefCell::default(),
-            tunnels: Cell::new(0),
             request_heads: RefCell::default(),
             response_heads: RefCell::default(),
             buffers: Rc::default(),
@@ -286,13 +284,9 @@ impl Worker {
         self.shared.millis(Instant::now())
     }
 
-    /// Another number each time, for choices that nobody gains from foreseeing (splitmix64).
+    /// Another number each time.
     pub fn entropy(&self) -> u64 {
-        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        self.random.set(state);
-        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        mixing::next(&self.random)
     }
 
     /// The number of the present world.
@@ -377,7 +371,6 @@ impl Worker {
     }
 
     pub fn tunnel_opened(self: &Rc<Worker>) -> OpenTunnel {
-        self.tunnels.set(self.tunnels.get() + 1);
         self.counters.tunnel_opened();
         OpenTunnel(self.clone())
     }
@@ -480,7 +473,6 @@ impl Drop for RegisteredStream {
 
 impl Drop for OpenTunnel {
     fn drop(&mut self) {
-        self.0.tunnels.set(self.0.tunnels.get().saturating_sub(1));
         self.0.counters.tunnel_closed();
     }
 }

@@ -158,8 +158,56 @@ impl Side {
         self.stream.poll_fill(cx, buffer)
     }
 
-    /// Octets of the body that are there; 0 when it is over.
-    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Cut>> {
+    fn pass(&mut self, octets: usize) {
+        if let Some(buffer) = &mut self.input {
+            buffer.consume(octets);
+        }
+    }
+
+    /// Before the next read of a body: a large buffer when much more is to come.
+    fn make_room(&mut self) {
+        let buffer = self.input.get_or_insert_with(|| self.buffers.small());
+        let is_long = match &self.inflow {
+            Inflow::Known(left) => *left > 2 * SMALL as u64,
+            _ => false,
+        };
+        if is_long {
+            self.buffers.enlarge(buffer);
+        }
+    }
+
+    /// The head of a message that goes out first; its body is sent in chunks or as it is.
+    pub fn begin(&mut self, chunked: bool) -> &mut Vec<u8> {
+        self.chunks_out = chunked;
+        if self.pending.capacity() == 0 {
+            self.pending = self.buffers.words();
+        }
+        &mut self.pending
+    }
+
+    /// Whether nothing that was begun has left yet.
+    pub fn nothing_left(&self) -> bool {
+        self.written == 0 && !self.pending.is_empty()
+    }
+
+    /// Gives memory back before a wait: nothing stays allocated for an idle connection.
+    pub fn rest(&mut self) {
+        if self.input.as_ref().is_some_and(Buffer::is_empty) {
+            self.input = None;
+        }
+        if self.pending.is_empty() {
+            self.buffers.put_words(std::mem::take(&mut self.pending));
+        }
+    }
+
+    fn wrote_all(&mut self) {
+        self.written = 0;
+        self.pending.clear();
+    }
+}
+
+impl Source for Side {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Cut>> {
         loop {
             if self.ready > 0 {
                 return Poll::Ready(Ok(self.ready));
@@ -198,156 +246,24 @@ impl Side {
         }
     }
 
-    /// What [`Side::poll_data`] told of.
-    pub fn data(&self) -> &[u8] {
+    fn data(&self) -> &[u8] {
         self.input.as_ref().map_or(&[], |buffer| &buffer.data()[..self.ready])
     }
 
-    /// Passes over octets of the body that were used.
-    pub fn consume(&mut self, octets: usize) {
+    fn consume(&mut self, octets: usize) {
         self.ready -= octets.min(self.ready);
         self.pass(octets);
     }
 
-    /// The trailer section of a body that is over.
-    pub fn trailers(&self) -> &[u8] {
+    fn trailers(&self) -> &[u8] {
         match &self.inflow {
             Inflow::Chunked(chunked) => chunked.trailers(),
             _ => &[],
         }
     }
 
-    fn pass(&mut self, octets: usize) {
-        if let Some(buffer) = &mut self.input {
-            buffer.consume(octets);
-        }
-    }
-
-    /// Before the next read of a body: a large buffer when much more is to come.
-    fn make_room(&mut self) {
-        let buffer = self.input.get_or_insert_with(|| self.buffers.small());
-        let is_long = match &self.inflow {
-            Inflow::Known(left) => *left > 2 * SMALL as u64,
-            _ => false,
-        };
-        if is_long {
-            self.buffers.enlarge(buffer);
-        }
-    }
-
-    /// The head of a message that goes out first; its body is sent in chunks or as it is.
-    pub fn begin(&mut self, chunked: bool) -> &mut Vec<u8> {
-        self.chunks_out = chunked;
-        if self.pending.capacity() == 0 {
-            self.pending = self.buffers.words();
-        }
-        &mut self.pending
-    }
-
-    /// Whether what is there of the incoming body is the end of it.
-    pub fn ends_here(&self) -> bool {
-        matches!(self.inflow, Inflow::Over | Inflow::Known(0))
-    }
-
-    /// Takes some octets of the outgoing body, and writes what has gathered.
-    pub fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        if self.chunks_out {
-            if self.pending.len() >= MOST_PENDING {
-                ready!(self.poll_flush(cx))?;
-            }
-            let data = &data[..data.len().min(MOST_PENDING)];
-            push_chunk_size(&mut self.pending, data.len());
-            self.pending.extend_from_slice(data);
-            self.pending.extend_from_slice(b"\r\n");
-            return Poll::Ready(Ok(data.len()));
-        }
-        if self.pending.is_empty() {
-            return self.stream.poll_write(cx, data);
-        }
-        if data.len() <= JOINED && self.pending.len() < MOST_PENDING {
-            self.pending.extend_from_slice(data);
-            return Poll::Ready(Ok(data.len()));
-        }
-        let head = &self.pending[self.written..];
-        let pieces = [io::IoSlice::new(head), io::IoSlice::new(data)];
-        let octets = ready!(self.stream.poll_write_vectored(cx, &pieces))?;
-        if octets < head.len() {
-            self.written += octets;
-            return self.poll_send(cx, data);
-        }
-        let of_data = octets - head.len();
-        self.wrote_all();
-        if of_data == 0 { self.poll_send(cx, data) } else { Poll::Ready(Ok(of_data)) }
-    }
-
-    /// Ends the outgoing body. Trailers can follow chunks only.
-    pub fn finish(&mut self, trailers: &[u8]) {
-        if std::mem::take(&mut self.chunks_out) {
-            self.pending.extend_from_slice(b"0\r\n");
-            self.pending.extend_from_slice(trailers);
-            self.pending.extend_from_slice(b"\r\n");
-        }
-    }
-
-    /// Writes what has gathered.
-    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.written < self.pending.len() {
-            let octets = ready!(self.stream.poll_write(cx, &self.pending[self.written..]))?;
-            if octets == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.written += octets;
-        }
-        self.wrote_all();
-        self.stream.poll_flush(cx)
-    }
-
-    /// Whether nothing that was begun has left yet.
-    pub fn nothing_left(&self) -> bool {
-        self.written == 0 && !self.pending.is_empty()
-    }
-
-    /// Forgets what waits to be written.
-    pub fn discard(&mut self) {
-        self.wrote_all();
-        self.chunks_out = false;
-    }
-
-    /// Gives memory back before a wait: nothing stays allocated for an idle connection.
-    pub fn rest(&mut self) {
-        if self.input.as_ref().is_some_and(Buffer::is_empty) {
-            self.input = None;
-        }
-        if self.pending.is_empty() {
-            self.buffers.put_words(std::mem::take(&mut self.pending));
-        }
-    }
-
-    fn wrote_all(&mut self) {
-        self.written = 0;
-        self.pending.clear();
-    }
-}
-
-impl Source for Side {
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Cut>> {
-        Side::poll_data(self, cx)
-    }
-
-    fn data(&self) -> &[u8] {
-        Side::data(self)
-    }
-
     fn ends_here(&self) -> bool {
-        Side::ends_here(self)
-    }
-
-    fn consume(&mut self, octets: usize) {
-        Side::consume(self, octets);
-    }
-
-    fn trailers(&self) -> &[u8] {
-        Side::trailers(self)
+        matches!(self.inflow, Inflow::Over | Inflow::Known(0))
     }
 
     fn spoil(&mut self) {
@@ -368,15 +284,56 @@ impl Source for Side {
 
 impl Sink for Side {
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8], _: bool) -> Poll<io::Result<usize>> {
-        Side::poll_send(self, cx, data)
+        if self.chunks_out {
+            if self.pending.len() >= MOST_PENDING {
+                ready!(self.poll_flush(cx))?;
+            }
+            let data = &data[..data.len().min(MOST_PENDING)];
+            push_chunk_size(&mut self.pending, data.len());
+            self.pending.extend_from_slice(data);
+            self.pending.extend_from_slice(b"\r\n");
+            return Poll::Ready(Ok(data.len()));
+        }
+        loop {
+            if self.pending.is_empty() {
+                return self.stream.poll_write(cx, data);
+            }
+            if data.len() <= JOINED && self.pending.len() < MOST_PENDING {
+                self.pending.extend_from_slice(data);
+                return Poll::Ready(Ok(data.len()));
+            }
+            let head = &self.pending[self.written..];
+            let pieces = [io::IoSlice::new(head), io::IoSlice::new(data)];
+            let octets = ready!(self.stream.poll_write_vectored(cx, &pieces))?;
+            match octets.checked_sub(head.len()) {
+                None => self.written += octets,
+                Some(0) => self.wrote_all(),
+                Some(of_data) => {
+                    self.wrote_all();
+                    return Poll::Ready(Ok(of_data));
+                }
+            }
+        }
     }
 
     fn finish(&mut self, trailers: &[u8]) {
-        Side::finish(self, trailers);
+        if std::mem::take(&mut self.chunks_out) {
+            self.pending.extend_from_slice(b"0\r\n");
+            self.pending.extend_from_slice(trailers);
+            self.pending.extend_from_slice(b"\r\n");
+        }
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Side::poll_flush(self, cx)
+        while self.written < self.pending.len() {
+            let octets = ready!(self.stream.poll_write(cx, &self.pending[self.written..]))?;
+            if octets == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written += octets;
+        }
+        self.wrote_all();
+        self.stream.poll_flush(cx)
     }
 
     fn is_flushed(&self) -> bool {

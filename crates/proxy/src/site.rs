@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use proximity_table::{Action, PathRoute, Rate, Redirect, Route, Service, Verdict, VhostPolicy};
 
+use crate::mixing::fnv;
 use crate::pool::{Lane, Pool};
 use crate::{
     AccessRules, AppCounters, BasicUsers, CompiledEdits, Member, NormalPath, Passive, Reason, RetryBudget,
@@ -95,7 +96,7 @@ impl Site {
             passive: Passive::from(policy.passive),
             budget: RetryBudget::new(policy.retries.budget, LEAST_RETRIES, now_ms),
             rate: policy.limits.client_rate,
-            scope: scope(&route.app),
+            scope: fnv(route.app.as_bytes()),
             auth,
             ways,
             turn: Cell::new(0),
@@ -210,10 +211,4 @@ fn ready(verdict: Verdict) -> Result<(), Reason> {
         Verdict::Starting => Err(Reason::Starting),
         Verdict::Ready => Ok(()),
     }
-}
-
-/// FNV-1a of the app's name.
-fn scope(app: &str) -> u64 {
-    app.bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -95,8 +95,6 @@ reasons! {
     QueueFull, "queue_full", 503;
     /// No backend became free in time.
     QueueTimeout, "queue_timeout", 503;
-    /// Every backend failed lately and is left alone for a while.
-    BackendPaused, "backend_paused", 503;
     /// No backend took the connection.
     BackendRefused, "backend_refused", 502;
     /// No backend took the connection in time.

@@ -14,13 +14,13 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::StreamReason;
 use crate::buffer::Buffers;
 use crate::stream_choice::{Attempts, leads_to};
 use crate::stream_forwards::{StreamPort, StreamShared};
 use crate::stream_stats::{StreamCounters, StreamGauge};
 use crate::stream_tcp::{self, Connection};
 use crate::stream_udp::{Scratch, UdpForward};
+use crate::{StreamReason, mixing};
 
 /// Wait after the kernel had nothing to give, so that a lack of descriptors does not spin.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -190,7 +190,7 @@ impl Worker {
 
     /// The targets for a connection.
     pub fn attempts(&self, forward: &ResolvedForward, policy: &StreamPolicy, turn: usize) -> Attempts {
-        let entropy = splitmix(&self.random);
+        let entropy = mixing::next(&self.random);
         Attempts::new(forward, policy, &self.shared.backends, turn, entropy, self.now_ms())
     }
 
@@ -353,13 +353,4 @@ impl Drop for Registered {
         // A retired thread ends with its last connection.
         self.0.wake();
     }
-}
-
-/// SplitMix64: spreads connections; no secret hangs on it.
-fn splitmix(state: &Cell<u64>) -> u64 {
-    state.set(state.get().wrapping_add(0x9e37_79b9_7f4a_7c15));
-    let mut mixed = state.get();
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
 }

@@ -239,7 +239,7 @@ impl Source for Up {
 impl Sink for Up {
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8], is_last: bool) -> Poll<io::Result<usize>> {
         match self {
-            Up::Http1(side) => side.poll_send(cx, data),
+            Up::Http1(side) => side.poll_send(cx, data, is_last),
             Up::Http2(http2) => match &mut http2.outgoing {
                 Some(outgoing) => outgoing.poll_send(cx, data, is_last),
                 None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),

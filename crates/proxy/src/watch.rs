@@ -2,6 +2,8 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
+use crate::Reason;
+
 /// A time that never comes.
 const NEVER: u32 = u32::MAX;
 
@@ -109,8 +111,18 @@ impl Watch {
         self.signal.get()
     }
 
+    /// Why it must stop, if it must; `overdue` is what it means that the present step took too long.
+    pub fn must_stop(&self, overdue: impl FnOnce() -> Reason) -> Option<Reason> {
+        match self.signal.get() {
+            Signal::None => None,
+            Signal::Close => Some(Reason::Stopping),
+            Signal::Overdue if self.has_ended() => Some(Reason::TotalTimeout),
+            Signal::Overdue => Some(overdue()),
+        }
+    }
+
     /// Whether its time was up because the whole exchange took too long.
-    pub fn has_ended(&self) -> bool {
+    fn has_ended(&self) -> bool {
         self.end.get() < self.ticks.now()
     }
 

@@ -156,6 +156,16 @@ impl Kind {
     }
 }
 
+/// Puts what httparse found in `bytes` into a list of fields; `of` tells what a name means.
+pub fn take(fields: &mut Vec<Field>, headers: &[httparse::Header<'_>], bytes: &[u8], of: fn(&[u8]) -> Kind) {
+    fields.clear();
+    fields.extend(headers.iter().map(|header| Field {
+        name: Span::of(header.name.as_bytes(), bytes),
+        value: Span::of(header.value, bytes),
+        kind: of(header.name.as_bytes()),
+    }));
+}
+
 /// The comma-separated words of a value, without the empty ones.
 pub fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())

@@ -1,6 +1,6 @@
 use std::mem::MaybeUninit;
 
-use super::field::{Field, Kind, Span, decimal, tokens};
+use super::field::{self, Field, Kind, Span, decimal, tokens};
 use crate::Reason;
 
 /// Fields of one head, at most.
@@ -99,14 +99,7 @@ impl RequestHead {
         if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(Reason::InvalidTarget);
         }
-        self.fields.clear();
-        for header in request.headers.iter() {
-            self.fields.push(Field {
-                name: Span::of(header.name.as_bytes(), bytes),
-                value: Span::of(header.value, bytes),
-                kind: Kind::of_request(header.name.as_bytes()),
-            });
-        }
+        field::take(&mut self.fields, request.headers, bytes, Kind::of_request);
         self.understand(head)?;
         Ok(Some(length))
     }

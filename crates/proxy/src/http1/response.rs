@@ -1,6 +1,6 @@
 use std::mem::MaybeUninit;
 
-use super::field::{Field, Kind, Span, decimal, tokens};
+use super::field::{self, Field, Kind, Span, decimal, tokens};
 use super::request::{MOST_FIELDS, Method, Version, mark_named_by_connection};
 
 /// The head of a response, parsed in place.
@@ -61,14 +61,7 @@ impl ResponseHead {
             .filter(|text| !text.is_empty())
             .map_or(Span::default(), |phrase| Span::of(phrase.as_bytes(), bytes));
         self.version = if response.version == Some(0) { Version::Http10 } else { Version::Http11 };
-        self.fields.clear();
-        for header in response.headers.iter() {
-            self.fields.push(Field {
-                name: Span::of(header.name.as_bytes(), bytes),
-                value: Span::of(header.value, bytes),
-                kind: Kind::of_response(header.name.as_bytes()),
-            });
-        }
+        field::take(&mut self.fields, response.headers, bytes, Kind::of_response);
         self.understand(bytes, method)?;
         Ok(Some(length))
     }
