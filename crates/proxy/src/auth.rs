@@ -30,7 +30,7 @@ const CHECK_WITHIN: Duration = Duration::from_secs(5);
 
 /// Asks for name and password where the vhost wants them (RFC 7617).
 pub async fn by_password(ticket: &Ticket<'_>, asked: &Asked<'_>) -> Result<(), Refusal> {
-    let Some(users) = &asked.visit.site.users else { return Ok(()) };
+    let Some(users) = &asked.site.users else { return Ok(()) };
     let Some(users) = users else { return Err(Reason::Forbidden.into()) };
     let shared = &ticket.worker.shared;
     let now = shared.millis(ticket.start);
@@ -62,7 +62,7 @@ pub async fn by_password(ticket: &Ticket<'_>, asked: &Asked<'_>) -> Result<(), R
 impl Exchange<'_, '_, '_> {
     /// Asks the service that decides who may pass, where the vhost has one.
     pub async fn by_service(&mut self, asked: &Asked<'_>) -> Result<Verdict, Refusal> {
-        let site = &asked.visit.site;
+        let site = &asked.site;
         let Some(auth) = &site.policy().forward_auth else { return Ok(Verdict::Passes(Vec::new())) };
         let Some(lane) = site.auth.as_ref().and_then(|ways| ways.lanes.first()) else {
             return Err(Reason::AuthUnavailable.into());
@@ -172,6 +172,6 @@ fn question(out: &mut Vec<u8>, path: &str, ticket: &Ticket<'_>, uri: &[u8], aske
     });
     push_field(out, b"X-Forwarded-Method", ticket.head.method_text.in_(bytes));
     push_field(out, b"X-Forwarded-Uri", uri);
-    out.extend_from_slice(asked.identity());
+    out.extend_from_slice(&asked.identity);
     out.extend_from_slice(b"\r\n");
 }

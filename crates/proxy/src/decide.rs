@@ -4,8 +4,9 @@ use std::rc::Rc;
 use proximity_table::{Generation, World};
 
 use crate::access::client_fields;
-use crate::caller::{Caller, Visit};
+use crate::caller::Caller;
 use crate::http1::Length;
+use crate::site::Site;
 use crate::ticket::Ticket;
 use crate::{ClientSlot, Reason, RetryAfter, host};
 
@@ -14,13 +15,13 @@ pub const EVERYWHERE: u64 = 0;
 
 /// A request that may go on, as far as can be told at once.
 pub struct Asked<'a> {
-    pub visit: Rc<Visit>,
+    pub site: Rc<Site>,
     /// The world in which it was decided where it goes.
     pub generation: Generation,
     /// The target in origin form.
     pub target: &'a [u8],
-    /// Field lines that tell the backend who asked, when they are not those of the visit.
-    identity: Option<Vec<u8>>,
+    /// Field lines that tell the backend who asked.
+    pub identity: Vec<u8>,
     /// Most octets that the body may have, 0 for any number.
     pub body_limit: u64,
     /// Counts among the client's requests under way.
@@ -48,19 +49,11 @@ impl From<RetryAfter> for Refusal {
     }
 }
 
-impl Asked<'_> {
-    /// Field lines that tell the backend who asked.
-    pub fn identity(&self) -> &[u8] {
-        self.identity.as_deref().unwrap_or(&self.visit.identity)
-    }
-}
-
 /// Tells for which vhost a request is, and refuses what can be refused without waiting for anybody.
 pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>) -> Result<Asked<'a>, Refusal> {
     let (written, target) = host::target(ticket.head, ticket.bytes)?;
     // RFC 9112 §3.2.2: the host of an absolute target takes the place of the field's.
     ticket.host = written;
-    let mut identity = None;
     let origin = caller.origin(ticket.head, ticket.bytes)?;
     if let Some(origin) = &origin {
         ticket.client = origin.client;
@@ -70,12 +63,10 @@ pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>) -> Result<Asked<'
     if let Some(rate) = settings.client_rate {
         shared.rates.take(EVERYWHERE, ticket.client, rate, shared.millis(ticket.start))?;
     }
-    let visit = caller.visit(written)?;
-    let site = &visit.site;
+    let generation = ticket.worker.generation();
+    let site = ticket.worker.site(written)?;
     ticket.site = Some(site.clone());
-    if let Some(origin) = &origin {
-        identity = Some(caller.identity(origin, written, site.request_edits.as_ref()));
-    }
+    let identity = caller.identity(origin.as_ref(), written, site.request_edits.as_ref());
     if ticket.head.ambiguous > 0 {
         ticket.worker.counters.stopped_by(Reason::HeaderName, u64::from(ticket.head.ambiguous));
     }
@@ -95,7 +86,7 @@ pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>) -> Result<Asked<'
     if matches!(ticket.head.length, Length::Known(octets) if body_limit > 0 && octets > body_limit) {
         return Err(Reason::BodyTooLarge.into());
     }
-    Ok(Asked { visit, generation: ticket.worker.generation(), target, identity, body_limit, _slot: slot })
+    Ok(Asked { site, generation, target, identity, body_limit, _slot: slot })
 }
 
 impl From<host::HostError> for Refusal {

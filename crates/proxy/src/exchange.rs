@@ -82,10 +82,10 @@ pub async fn answer(
     down.expect_request_body(head.length);
     let fate = match decide(caller, &mut ticket) {
         Ok(asked) => {
-            let timeouts = asked.visit.site.policy().timeouts;
+            let timeouts = asked.site.policy().timeouts;
             let upload = Relay::of_request(asked.body_limit)
                 .by_pipes(&caller.worker.pipes)
-                .withholding(asked.visit.site.withheld.as_ref());
+                .withholding(asked.site.withheld.as_ref());
             watch.end_in(timeouts.total);
             Exchange { ticket: &mut ticket, watch, down, upload, timeouts, patience: None, interims: 0 }
                 .run(caller, asked)
@@ -102,7 +102,7 @@ pub async fn answer(
 
 impl Exchange<'_, '_, '_> {
     async fn run(mut self, caller: &Caller, asked: Asked<'_>) -> Result<Fate, Refusal> {
-        let site = &asked.visit.site;
+        let site = &asked.site;
         if site.users.is_some() {
             auth::by_password(self.ticket, &asked).await?;
         }
@@ -134,7 +134,7 @@ impl Exchange<'_, '_, '_> {
         onto: &Onto<'_>,
     ) -> Result<Fate, Refusal> {
         let worker = self.ticket.worker;
-        let site = &asked.visit.site;
+        let site = &asked.site;
         let head = self.ticket.head;
         // RFC 9110 §9.2.2: what may be repeated without harm. An upload cannot be sent again.
         let repeatable = head.length == Length::None && head.method.is_idempotent();
@@ -159,7 +159,7 @@ impl Exchange<'_, '_, '_> {
                     member.state.succeeded(chosen.trial, now_ms);
                     member.state.note(None);
                     if response.status == 101 {
-                        let onto = Switch { caller, visit: &asked.visit, backend: lane.backend() };
+                        let onto = Switch { caller, site, backend: lane.backend() };
                         return Ok(Box::pin(self.switch(onto, up, &response, length)).await?);
                     }
                     let fate = self.pass_on(up, lane, &response, length, asked, Some((&chosen, ways))).await;
@@ -190,7 +190,7 @@ impl Exchange<'_, '_, '_> {
     /// What keeps the client at one backend.
     fn sticky(&self, asked: &Asked<'_>) -> Sticky<'_> {
         let (head, bytes) = (self.ticket.head, self.ticket.bytes);
-        match &asked.visit.site.policy().affinity {
+        match &asked.site.policy().affinity {
             None => Sticky::Free,
             Some(Affinity::ClientIp) => Sticky::Client(self.ticket.client),
             Some(Affinity::Header(name)) => Sticky::Header(head.named(name.as_bytes(), bytes)),
@@ -205,7 +205,7 @@ impl Exchange<'_, '_, '_> {
 
     /// Stands in the line of a backend that carries as much as it may.
     async fn wait_for(&mut self, index: usize, asked: &Asked<'_>, ways: &Ways) -> Result<Chosen, Reason> {
-        let limits = &asked.visit.site.policy().limits;
+        let limits = &asked.site.policy().limits;
         let state = &ways.members[index].state;
         let waiting = state.wait(limits.backend_connections, limits.queue).map_err(|_| Reason::QueueFull)?;
         let within = Duration::from_secs(u64::from(limits.queue_timeout));
@@ -243,7 +243,7 @@ impl Exchange<'_, '_, '_> {
         repeatable: bool,
     ) -> Result<(Up, ResponseHead, usize), Failure> {
         let worker = self.ticket.worker;
-        let announces = asked.visit.site.policy().send_proxy_protocol;
+        let announces = asked.site.policy().send_proxy_protocol;
         let may_reuse = announces.is_none() && !Pool::is_http2(lane);
         let mut kept = if may_reuse { worker.pool.take(lane, !repeatable) } else { None };
         loop {
@@ -254,7 +254,7 @@ impl Exchange<'_, '_, '_> {
             };
             // Whoever waited may find the address in other hands.
             let is_as_decided = worker.generation() == asked.generation;
-            if !is_as_decided && !caller.leads_to(&asked.visit, lane.backend()) {
+            if !is_as_decided && !caller.leads_to(self.ticket.host, &asked.site, lane.backend()) {
                 return Err(Failure { reason: Reason::BackendLeft, unseen: true });
             }
             if let (Some(version), Up::Http1(side)) = (announces, &mut up) {
@@ -290,14 +290,15 @@ impl Exchange<'_, '_, '_> {
             let opening = Box::pin(worker.pool.sender(lane, within));
             return Ok(Up::http2(self.unless_gone(opening).await??));
         }
-        let stream = self.unless_gone(worker.pool.connect(lane, within)).await??;
+        // Boxed, so that the many that find a kept connection do not hold room for it.
+        let stream = self.unless_gone(Box::pin(worker.pool.connect(lane, within))).await??;
         Ok(Up::Http1(Side::new(stream, worker.buffers.clone())))
     }
 
     /// Puts the request's head where it leaves for the backend.
     fn begin(&self, asked: &Asked<'_>, lane: &Lane, onto: &Onto<'_>, up: &mut Up) -> Result<(), Reason> {
         let (head, bytes) = (self.ticket.head, self.ticket.bytes);
-        let site = &asked.visit.site;
+        let site = &asked.site;
         let host = match site.policy().host {
             HostPolicy::Backend => lane.host.as_bytes(),
             HostPolicy::Preserve => self.ticket.host,
@@ -305,7 +306,7 @@ impl Exchange<'_, '_, '_> {
         let onward = Onward {
             target: onto.target,
             host,
-            identity: asked.identity(),
+            identity: &asked.identity,
             granted: &onto.granted,
             edits: site.request_edits.as_ref(),
             length: head.length,
@@ -437,7 +438,7 @@ impl Exchange<'_, '_, '_> {
     ) -> Result<Fate, Reason> {
         let worker = self.ticket.worker;
         let head = self.ticket.head;
-        let site = &asked.visit.site;
+        let site = &asked.site;
         let coding = site
             .policy()
             .compress

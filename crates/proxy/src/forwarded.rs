@@ -154,19 +154,29 @@ pub fn parse_forwarded(value: &[u8]) -> Result<Vec<Element>, ForwardedError> {
 /// Appends `Forwarded` elements for the way of a request up to us: the proxies it came through (the client
 /// first) and the hop to us.
 pub fn write_forwarded(to: &mut Vec<u8>, before: &[IpAddr], hop: &Hop<'_>) {
+    write_forwarded_for(to, before, hop.client, hop.with_port);
+    write_forwarded_rest(to, hop.host, hop.scheme);
+}
+
+/// The beginning of [`write_forwarded`], up to what is asked for.
+pub fn write_forwarded_for(to: &mut Vec<u8>, before: &[IpAddr], client: SocketAddr, with_port: bool) {
     for ip in before {
         to.extend_from_slice(b"for=");
         write_node(to, *ip, None);
         to.extend_from_slice(b", ");
     }
     to.extend_from_slice(b"for=");
-    write_node(to, hop.client.ip(), hop.with_port.then(|| hop.client.port()));
-    if !hop.host.is_empty() {
+    write_node(to, client.ip(), with_port.then(|| client.port()));
+}
+
+/// The rest of [`write_forwarded`].
+pub fn write_forwarded_rest(to: &mut Vec<u8>, host: &str, scheme: Scheme) {
+    if !host.is_empty() {
         to.extend_from_slice(b";host=");
-        write_value(to, hop.host);
+        write_value(to, host);
     }
     to.extend_from_slice(b";proto=");
-    to.extend_from_slice(hop.scheme.as_str().as_bytes());
+    to.extend_from_slice(scheme.as_str().as_bytes());
 }
 
 /// Appends the value of `X-Forwarded-For` for the way of a request up to us.

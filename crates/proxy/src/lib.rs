@@ -61,6 +61,7 @@ mod server;
 mod shared;
 mod side;
 mod site;
+mod sites;
 mod splice;
 mod stats;
 mod stream;
@@ -78,6 +79,7 @@ mod tls;
 mod tunnel;
 mod up;
 mod watch;
+mod worker;
 
 pub use access_rules::{AccessRules, Denied};
 pub use access_writer::{AccessLog, AccessLogCounts, AccessSink};
@@ -91,7 +93,7 @@ pub use course::Course;
 pub use explain::{Explanation, explain};
 pub use forwarded::{
     Element, ForwardedError, Hop, Node, Origin, Scheme, Told, origin, parse_forwarded, write_forwarded,
-    write_x_forwarded_for,
+    write_forwarded_for, write_forwarded_rest, write_x_forwarded_for,
 };
 pub use header_edits::{CompiledEdits, EditError};
 pub use health::{Monitor, Outcome};
@@ -105,9 +107,10 @@ pub use proxy_protocol::{
 };
 pub use rate::{RateTable, RetryAfter};
 pub use retry_budget::RetryBudget;
-pub use server::{DataPlane, Snapshot, listen};
+pub use server::{DataPlane, listen};
 pub use shared::Shared;
 pub use stats::{ByReason, Counters, Reason, Totals};
 pub use stream_forwards::{StreamForwards, StreamPort};
 pub use stream_stats::{StreamLoad, StreamReason};
 pub use stream_thread::StreamThread;
+pub use worker::Snapshot;

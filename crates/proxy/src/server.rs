@@ -1,47 +1,24 @@
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, Cache};
-use proximity_table::{Generation, ProxySettings, Route, World};
-use slab::Slab;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use crate::access::{Batch, Line};
-use crate::buffer::Buffers;
 use crate::caller::Caller;
-use crate::clock::Clock;
 use crate::decide::EVERYWHERE;
-use crate::http1::{RequestHead, ResponseHead};
 use crate::peers::Patience;
-use crate::pool::Pool;
-use crate::site::Site;
-use crate::splice::Pipes;
-use crate::watch::{Phase, Signal, Ticks, Watch};
-use crate::{AccessSink, AppCounters, Counters, Course, Reason, Shared, front, mixing, peers};
-
-/// Where the proxy reads the world: one immutable snapshot at a time.
-pub type Snapshot = Arc<ArcSwap<World>>;
+use crate::watch::{Phase, Signal, Watch};
+use crate::worker::{Snapshot, Worker};
+use crate::{AccessSink, Counters, Course, Reason, Shared, front, peers};
 
 /// Connections that wait in the kernel to be taken.
 const BACKLOG: i32 = 4096;
-/// Heads that a thread keeps to use their lists of fields again.
-const MOST_HEADS: usize = 1024;
-/// Seconds that a connection to a backend is kept for the next request.
-const BACKEND_IDLE: u32 = 60;
-/// Seconds after which a site that nobody visits is forgotten.
-const SITE_IDLE: u32 = 60;
-/// Octets of log lines after which the writer gets them at once.
-const LOG_BATCH: usize = 32 * 1024;
 /// How long log lines may wait for more.
 const LOG_WAIT: Duration = Duration::from_millis(100);
 /// Wait after the kernel had no connection to give, so that a lack of descriptors does not spin.
@@ -60,51 +37,8 @@ pub struct DataPlane {
     counters: Arc<Counters>,
 }
 
-/// What the tasks of one data thread share. Nothing of it leaves the thread.
-pub(crate) struct Worker {
-    world: RefCell<Cache<Snapshot, Arc<World>>>,
-    sites: RefCell<HashMap<*const Route, (Rc<Site>, u32)>>,
-    pub shared: Arc<Shared>,
-    settings: RefCell<Rc<ProxySettings>>,
-    random: Cell<u64>,
-    sink: Option<AccessSink>,
-    log: RefCell<Batch>,
-    log_begun: Notify,
-    /// Notified when there is something to sweep again.
-    busy: Notify,
-    pub clock: Clock,
-    ticks: Ticks,
-    connections: RefCell<Slab<Rc<Watch>>>,
-    /// Streams of HTTP/2 connections.
-    streams: RefCell<Slab<Rc<Watch>>>,
-    request_heads: RefCell<Vec<RequestHead>>,
-    response_heads: RefCell<Vec<ResponseHead>>,
-    pub buffers: Rc<Buffers>,
-    pub pipes: Rc<Pipes>,
-    /// The next answer of each connection is its last.
-    pub draining: Cell<bool>,
-    /// Nobody waits for the connections to end.
-    pub retired: Cell<bool>,
-    /// The world that the tunnels have looked at.
-    swept: Cell<Generation>,
-    pub pool: Pool,
-    pub counters: Arc<Counters>,
-    /// Counts requests for no app.
-    pub nobody: Arc<AppCounters>,
-}
-
 /// Removes a connection from the list when its task ends, however it ends.
 struct Registered(Rc<Worker>, usize);
-
-/// A stream of an HTTP/2 connection, looked after as a connection is.
-pub(crate) struct RegisteredStream {
-    worker: Rc<Worker>,
-    id: usize,
-    pub watch: Rc<Watch>,
-}
-
-/// Counts an upgraded connection as long as it lives.
-pub(crate) struct OpenTunnel(Rc<Worker>);
 
 /// A listening socket that several data threads may each have one of (`SO_REUSEPORT`): the kernel spreads
 /// connections over them, and ends those whose client is gone. Errors are the kernel's, e.g. address in use.
@@ -150,7 +84,7 @@ impl DataPlane {
         listeners: Vec<TcpListener>,
         mut course: watch::Receiver<Course>,
     ) -> io::Result<()> {
-        let worker = Rc::new(self.into_worker());
+        let worker = Rc::new(Worker::new(self.snapshot, self.shared, self.log, self.counters));
         let mut loops = Vec::with_capacity(listeners.len() + 2);
         for listener in listeners {
             listener.set_nonblocking(true)?;
@@ -171,35 +105,6 @@ impl DataPlane {
         helpers.iter().for_each(AbortHandle::abort);
         worker.hand_over_log();
         Ok(())
-    }
-
-    fn into_worker(self) -> Worker {
-        let ticks = Ticks::default();
-        Worker {
-            world: RefCell::new(Cache::new(self.snapshot)),
-            sites: RefCell::default(),
-            pool: Pool::new(ticks.clone(), BACKEND_IDLE, self.counters.clone()),
-            settings: RefCell::new(Rc::new(ProxySettings::clone(&self.shared.settings.load()))),
-            nobody: self.shared.apps.nobody(),
-            shared: self.shared,
-            random: Cell::new(RandomState::new().build_hasher().finish()),
-            sink: self.log,
-            log: RefCell::default(),
-            log_begun: Notify::new(),
-            busy: Notify::new(),
-            clock: Clock::new(),
-            ticks,
-            connections: RefCell::default(),
-            streams: RefCell::default(),
-            request_heads: RefCell::default(),
-            response_heads: RefCell::default(),
-            buffers: Rc::default(),
-            pipes: Rc::default(),
-            draining: Cell::new(false),
-            retired: Cell::new(false),
-            swept: Cell::default(),
-            counters: self.counters,
-        }
     }
 }
 
@@ -261,134 +166,6 @@ async fn flush(worker: Rc<Worker>) {
 }
 
 impl Worker {
-    /// The present world.
-    pub fn world(&self) -> Arc<World> {
-        self.world.borrow_mut().load().clone()
-    }
-
-    /// How clients are treated on the whole.
-    pub fn settings(&self) -> Rc<ProxySettings> {
-        self.settings.borrow().clone()
-    }
-
-    /// Takes over changed settings.
-    fn follow_settings(&self) {
-        let settings = self.shared.settings.load();
-        if **self.settings.borrow() != **settings {
-            *self.settings.borrow_mut() = Rc::new(ProxySettings::clone(&settings));
-        }
-    }
-
-    /// Milliseconds on the clock of the backends' states.
-    pub fn now_ms(&self) -> u64 {
-        self.shared.millis(Instant::now())
-    }
-
-    /// Another number each time.
-    pub fn entropy(&self) -> u64 {
-        mixing::next(&self.random)
-    }
-
-    /// The number of the present world.
-    pub fn generation(&self) -> Generation {
-        self.world.borrow_mut().load().generation
-    }
-
-    /// The route of a host name in the present world, or what unknown hosts get.
-    pub fn route(&self, host: &str) -> Option<Arc<Route>> {
-        let mut world = self.world.borrow_mut();
-        let world = world.load();
-        world.route(host).or_else(|| world.default_route()).cloned()
-    }
-
-    /// What this thread has ready for a route.
-    pub fn site(&self, route: Arc<Route>) -> Rc<Site> {
-        let now = self.ticks.now();
-        let mut sites = self.sites.borrow_mut();
-        let (site, used) = sites
-            .entry(Arc::as_ptr(&route))
-            .or_insert_with(|| (Rc::new(Site::new(route, &self.pool, &self.shared, self.now_ms())), now));
-        *used = now;
-        site.clone()
-    }
-
-    /// Forgets the sites that nobody has visited for a while. One that is kept keeps its route, so that no other
-    /// route can have the same address in memory.
-    fn forget_sites(&self) {
-        let now = self.ticks.now();
-        let mut sites = self.sites.borrow_mut();
-        sites.retain(|_, (site, used)| {
-            if Rc::strong_count(site) > 1 {
-                *used = now;
-            }
-            now.wrapping_sub(*used) < SITE_IDLE
-        });
-    }
-
-    /// A head whose list of fields was used before.
-    pub fn request_head(&self) -> RequestHead {
-        self.request_heads.borrow_mut().pop().unwrap_or_default()
-    }
-
-    pub fn keep_request_head(&self, head: RequestHead) {
-        let mut heads = self.request_heads.borrow_mut();
-        if heads.len() < MOST_HEADS {
-            heads.push(head);
-        }
-    }
-
-    /// As [`Worker::request_head`].
-    pub fn response_head(&self) -> ResponseHead {
-        self.response_heads.borrow_mut().pop().unwrap_or_default()
-    }
-
-    pub fn keep_response_head(&self, head: ResponseHead) {
-        let mut heads = self.response_heads.borrow_mut();
-        if heads.len() < MOST_HEADS {
-            heads.push(head);
-        }
-    }
-
-    /// Notes a log line.
-    pub fn log<'a>(&self, route: Option<&Arc<Route>>, line: impl FnOnce(&Clock) -> Line<'a>) {
-        if self.sink.is_none() {
-            return;
-        }
-        let mut log = self.log.borrow_mut();
-        let is_first = log.marks.is_empty();
-        if is_first {
-            // All at once: growing line by line would copy every line twice.
-            log.text.reserve(LOG_BATCH + LOG_BATCH / 8);
-        }
-        log.push(route, &line(&self.clock));
-        let is_full = log.text.len() >= LOG_BATCH;
-        drop(log);
-        if is_full {
-            self.hand_over_log();
-        } else if is_first {
-            self.log_begun.notify_one();
-        }
-    }
-
-    pub fn tunnel_opened(self: &Rc<Worker>) -> OpenTunnel {
-        self.counters.tunnel_opened();
-        OpenTunnel(self.clone())
-    }
-
-    /// Has a stream looked after.
-    pub fn watch_stream(self: &Rc<Worker>) -> RegisteredStream {
-        let watch = Rc::new(Watch::new(self.ticks.clone()));
-        let id = self.streams.borrow_mut().insert(watch.clone());
-        RegisteredStream { worker: self.clone(), id, watch }
-    }
-
-    fn hand_over_log(&self) {
-        let batch = self.log.take();
-        if let Some(sink) = self.sink.as_ref().filter(|_| !batch.marks.is_empty()) {
-            self.counters.stopped_by(Reason::LogBehind, sink.send(batch));
-        }
-    }
-
     fn admit(self: &Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
         self.follow_settings();
         let settings = self.settings();
@@ -462,17 +239,5 @@ impl Drop for Registered {
     fn drop(&mut self) {
         self.0.connections.borrow_mut().try_remove(self.1);
         self.0.counters.connection_closed();
-    }
-}
-
-impl Drop for RegisteredStream {
-    fn drop(&mut self) {
-        self.worker.streams.borrow_mut().try_remove(self.id);
-    }
-}
-
-impl Drop for OpenTunnel {
-    fn drop(&mut self) {
-        self.0.counters.tunnel_closed();
     }
 }

@@ -3,8 +3,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::buffer::Buffer;
@@ -29,10 +30,15 @@ impl Stream {
 
     /// Reads what is there into the free part of `buffer`, which must have one. 0 is the end.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, buffer: &mut Buffer) -> Poll<io::Result<usize>> {
-        let mut space = ReadBuf::new(buffer.space());
-        debug_assert!(space.capacity() > 0);
-        ready!(self.poll_read(cx, &mut space))?;
-        let octets = space.filled().len();
+        debug_assert!(!buffer.space().is_empty());
+        let octets = match self {
+            Stream::Tcp(stream) => ready!(poll_receive(stream, cx, buffer.space()))?,
+            Stream::Tls(stream) => {
+                let mut space = ReadBuf::new(buffer.space());
+                ready!(Pin::new(&mut **stream).poll_read(cx, &mut space))?;
+                space.filled().len()
+            }
+        };
         buffer.filled(octets);
         Poll::Ready(Ok(octets))
     }
@@ -48,7 +54,7 @@ impl Stream {
     /// Writes some of `data`.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         match self {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, data),
+            Stream::Tcp(stream) => poll_transmit(stream, cx, data),
             Stream::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, data),
         }
     }
@@ -101,5 +107,50 @@ impl Stream {
         // A read that took just what was there leaves the connection marked as readable: only reading tells.
         let mut octet = [0];
         self.poll_read(&mut nobody, &mut ReadBuf::new(&mut octet)).is_ready()
+    }
+}
+
+/// Receives by a bare system call: what the C library puts around it (it is a cancellation point there) costs a
+/// fiftieth of a small request.
+fn poll_receive(stream: &TcpStream, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_read_ready(cx))?;
+        let room = space.len();
+        let receive = || Ok(recv(stream, &mut *space, RecvFlags::empty())?.1);
+        if let Some(done) = at_once(stream, Interest::READABLE, room, receive) {
+            return Poll::Ready(done);
+        }
+    }
+}
+
+/// As [`poll_receive`], the other way. Writing to a connection that the other side has closed is an error, and no
+/// signal.
+fn poll_transmit(stream: &TcpStream, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_write_ready(cx))?;
+        let transmit = || Ok(send(stream, data, SendFlags::NOSIGNAL)?);
+        if let Some(done) = at_once(stream, Interest::WRITABLE, data.len(), transmit) {
+            return Poll::Ready(done);
+        }
+    }
+}
+
+/// Moves up to `most` octets; `None` when the kernel was not ready. Fewer than that, but some, mean that it is not
+/// ready any more: asking once more would tell just that, and it tells by itself when it is again (edge-triggered).
+fn at_once(
+    stream: &TcpStream,
+    interest: Interest,
+    most: usize,
+    mut call: impl FnMut() -> io::Result<usize>,
+) -> Option<io::Result<usize>> {
+    let mut moved = None;
+    let outcome = stream.try_io(interest, || {
+        let octets = *moved.insert(call()?);
+        if octets > 0 && octets < most { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(octets) }
+    });
+    match (moved, outcome) {
+        (Some(octets), _) => Some(Ok(octets)),
+        (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => None,
+        (None, outcome) => Some(outcome),
     }
 }

@@ -15,10 +15,11 @@ use tokio::sync::{mpsc, watch};
 
 use crate::StreamReason;
 use crate::backend_state::{BackendLoad, Backends};
-use crate::server::{Snapshot, listen};
+use crate::server::listen;
 use crate::stream_stats::{StreamCounters, StreamGauge, StreamLoad};
 use crate::stream_thread::{Order, StreamThread};
 use crate::stream_udp::hear_on;
+use crate::worker::Snapshot;
 
 /// A port of the appliance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

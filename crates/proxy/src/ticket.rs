@@ -7,8 +7,8 @@ use crate::access::{Line, Shown, wants};
 use crate::caller::Caller;
 use crate::clock::as_micros;
 use crate::http1::RequestHead;
-use crate::server::Worker;
 use crate::site::Site;
+use crate::worker::Worker;
 
 /// nginx's word for a client that left before it got an answer.
 const CLIENT_CLOSED_REQUEST: u16 = 499;

@@ -4,19 +4,21 @@ use std::task::{Context, Poll, ready};
 use proximity_table::BackendKey;
 
 use crate::Reason;
-use crate::caller::{Caller, Visit};
+use crate::caller::Caller;
 use crate::down::Down;
 use crate::exchange::{Exchange, Fate};
 use crate::http1::{Delimiter, ResponseHead};
 use crate::relay::Relay;
 use crate::side::Side;
+use crate::site::Site;
 use crate::up::Up;
 use crate::watch::{Phase, Signal};
 
 /// What an upgraded connection was asked for, and with whom it was made.
 pub struct Switch<'a> {
     pub caller: &'a Caller,
-    pub visit: &'a Visit,
+    /// Whose it was then.
+    pub site: &'a Site,
     pub backend: BackendKey,
 }
 
@@ -62,7 +64,7 @@ impl Exchange<'_, '_, '_> {
             let present = Some(worker.generation());
             if present != generation {
                 generation = present;
-                if !onto.caller.leads_to(onto.visit, onto.backend) {
+                if !onto.caller.leads_to(self.ticket.host, onto.site, onto.backend) {
                     worker.counters.stopped_by(Reason::BackendLeft, 1);
                     return Poll::Ready(());
                 }
