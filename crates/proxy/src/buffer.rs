@@ -1,7 +1,9 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-/// Octets of an ordinary buffer: a request head or a small answer fits.
+/// Octets of a buffer for a request's head, which is held until the answer has left. Most heads fit.
+pub const HEAD: usize = 4 * 1024;
+/// Octets of an ordinary buffer: a small answer with its head fits.
 pub const SMALL: usize = 16 * 1024;
 /// Octets of a buffer for a body that keeps coming. A quarter MiB in one system call costs half of what
 /// sixteen times 16 KiB do.
@@ -9,8 +11,10 @@ pub const LARGE: usize = 256 * 1024;
 /// Octets of room for a head that is written, at first and when it is kept.
 const WORDS: usize = 2 * 1024;
 const MOST_WORDS: usize = 32 * 1024;
-/// Unused buffers that a thread keeps.
-const MOST_SMALL: usize = 2048;
+/// Unused buffers that a thread keeps. A request under way holds one for its head, and one for what is written; one
+/// for what is read only while something is there.
+const MOST_HEADS: usize = 2048;
+const MOST_SMALL: usize = 256;
 const MOST_LARGE: usize = 32;
 /// Large buffers in use at once; beyond that, bodies move in small pieces, so that ten thousand slow readers
 /// cannot hold gigabytes.
@@ -29,6 +33,7 @@ pub struct Buffer {
 /// connections cost little.
 #[derive(Debug, Default)]
 pub struct Buffers {
+    heads: RefCell<Vec<Vec<u8>>>,
     small: RefCell<Vec<Vec<u8>>>,
     large: RefCell<Vec<Vec<u8>>>,
     large_in_use: Cell<usize>,
@@ -107,10 +112,27 @@ impl Buffer {
 }
 
 impl Buffers {
+    /// An empty buffer of 4 KiB.
+    pub fn head(self: &Rc<Buffers>) -> Buffer {
+        let bytes = self.heads.borrow_mut().pop().unwrap_or_else(|| vec![0; HEAD]);
+        Buffer { bytes, start: 0, end: 0, store: Some(self.clone()) }
+    }
+
     /// An empty buffer of 16 KiB.
     pub fn small(self: &Rc<Buffers>) -> Buffer {
         let bytes = self.small.borrow_mut().pop().unwrap_or_else(|| vec![0; SMALL]);
         Buffer { bytes, start: 0, end: 0, store: Some(self.clone()) }
+    }
+
+    /// Makes room in a full buffer, in steps of 16 KiB up to `most` octets.
+    pub fn grow(self: &Rc<Buffers>, buffer: &mut Buffer, most: usize) {
+        if buffer.size() < SMALL {
+            let mut small = self.small();
+            small.append(buffer.data());
+            *buffer = small;
+        } else {
+            buffer.grow((buffer.size() + SMALL).min(most));
+        }
     }
 
     /// Room for a head that is written.
@@ -121,7 +143,7 @@ impl Buffers {
     /// Takes such room back.
     pub fn put_words(&self, mut words: Vec<u8>) {
         let mut kept = self.words.borrow_mut();
-        if (WORDS..=MOST_WORDS).contains(&words.capacity()) && kept.len() < MOST_SMALL {
+        if (WORDS..=MOST_WORDS).contains(&words.capacity()) && kept.len() < MOST_HEADS {
             words.clear();
             kept.push(words);
         }
@@ -141,6 +163,7 @@ impl Buffers {
 
     fn take_back(&self, bytes: Vec<u8>) {
         let (store, most) = match bytes.len() {
+            HEAD => (&self.heads, MOST_HEADS),
             SMALL => (&self.small, MOST_SMALL),
             LARGE => {
                 self.large_in_use.set(self.large_in_use.get().saturating_sub(1));
@@ -157,13 +180,12 @@ impl Buffers {
     /// Lets go of what was needed in busier times.
     pub fn trim(&self) {
         self.large.borrow_mut().clear();
-        let mut words = self.words.borrow_mut();
-        let half = words.len() / 2;
-        words.truncate(half);
-        let mut small = self.small.borrow_mut();
-        let half = small.len() / 2;
-        small.truncate(half);
-        small.shrink_to_fit();
+        for kept in [&self.heads, &self.small, &self.words] {
+            let mut kept = kept.borrow_mut();
+            let half = kept.len() / 2;
+            kept.truncate(half);
+            kept.shrink_to_fit();
+        }
     }
 }
 
@@ -192,6 +214,19 @@ mod tests {
         buffer.consume(9);
         assert!(buffer.is_empty());
         assert_eq!(buffer.space().len(), 4);
+    }
+
+    #[test]
+    fn a_full_buffer_grows_in_steps_to_its_limit() {
+        let buffers = Rc::new(Buffers::default());
+        let mut buffer = buffers.head();
+        buffer.append(&[b'x'; HEAD]);
+        let sizes = [0; 4].map(|_| {
+            buffers.grow(&mut buffer, 2 * SMALL + 1);
+            buffer.size()
+        });
+        assert_eq!(sizes, [SMALL, 2 * SMALL, 2 * SMALL + 1, 2 * SMALL + 1]);
+        assert_eq!(buffer.data(), [b'x'; HEAD]);
     }
 
     #[test]

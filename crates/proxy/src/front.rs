@@ -94,7 +94,6 @@ async fn requests(caller: &Caller, watch: &Watch, down: &mut Side) -> Option<Buf
     let worker = &caller.worker;
     let mut is_first = true;
     loop {
-        let mut head = worker.request_head();
         let mut buffer = match down.input.take() {
             Some(buffer) if !buffer.is_empty() => buffer,
             _ => {
@@ -103,9 +102,10 @@ async fn requests(caller: &Caller, watch: &Watch, down: &mut Side) -> Option<Buf
                 if wait(watch, down).await.is_err() {
                     return None;
                 }
-                worker.buffers.small()
+                worker.buffers.head()
             }
         };
+        let mut head = worker.request_head();
         match take_head(caller, watch, down, &mut buffer, &mut head, is_first).await {
             Arrival::Head(length) => {
                 if buffer.data().len() > length {
@@ -193,7 +193,7 @@ async fn take_head(
                 _ => return Poll::Ready(Arrival::End),
             }
             if buffer.space().is_empty() {
-                buffer.grow((buffer.size() + SMALL).min(longest.max(SMALL)));
+                worker.buffers.grow(buffer, longest.max(SMALL));
             }
             match down.stream.poll_fill(cx, buffer) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Arrival::End),

@@ -155,7 +155,12 @@ impl Side {
     /// Reads what is there, with room made first. 0 is the end of the connection.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let buffer = self.input.get_or_insert_with(|| self.buffers.small());
-        self.stream.poll_fill(cx, buffer)
+        let polled = self.stream.poll_fill(cx, buffer);
+        if polled.is_pending() && buffer.is_empty() {
+            // Of thousands that wait for their backends, none holds room for the answer.
+            self.input = None;
+        }
+        polled
     }
 
     fn pass(&mut self, octets: usize) {

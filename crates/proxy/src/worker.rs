@@ -28,7 +28,7 @@ const MOST_HEADS: usize = 1024;
 /// Seconds that a connection to a backend is kept for the next request.
 const BACKEND_IDLE: u32 = 60;
 /// Octets of log lines after which the writer gets them at once.
-const LOG_BATCH: usize = 32 * 1024;
+const LOG_BATCH: usize = 96 * 1024;
 
 /// What the tasks of one data thread share. Nothing of it leaves the thread.
 pub(crate) struct Worker {
