@@ -154,6 +154,7 @@ impl Exchange<'_, '_, '_> {
             };
             tried.add(chosen.index);
             let (lane, member) = (&ways.lanes[chosen.index], &ways.members[chosen.index]);
+            self.ticket.lane = Some(lane.clone());
             match self.attempt(caller, asked, lane, onto, repeatable).await {
                 Ok((up, response, length)) => {
                     member.state.succeeded(chosen.trial, now_ms);
@@ -500,7 +501,7 @@ impl Exchange<'_, '_, '_> {
         self.ticket.sent = download.moved;
         worker.counters.stopped_by(Reason::HeaderName, u64::from(self.upload.ambiguous));
         if let Err(reason) = passed {
-            worker.counters.stopped_by(reason, 1);
+            self.ticket.break_off(reason);
             if delimiter == Delimiter::Close {
                 // The end of such an answer is the end of the connection: a reset says that this is not it.
                 self.down.reset();

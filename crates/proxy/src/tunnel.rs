@@ -58,6 +58,8 @@ impl Exchange<'_, '_, '_> {
         let (mut outward, mut inward) = (Half::new(), Half::new());
         poll_fn(|cx| {
             if self.watch.signal() == Signal::Close {
+                self.ticket.reason = Some(Reason::Stopping);
+                self.ticket.aborted = true;
                 return Poll::Ready(());
             }
             // Whoever has the address now may not be the one that the client speaks to.
@@ -65,7 +67,7 @@ impl Exchange<'_, '_, '_> {
             if present != generation {
                 generation = present;
                 if !onto.caller.leads_to(self.ticket.host, onto.site, onto.backend) {
-                    worker.counters.stopped_by(Reason::BackendLeft, 1);
+                    self.ticket.break_off(Reason::BackendLeft);
                     return Poll::Ready(());
                 }
             }
