@@ -11,7 +11,7 @@ use crate::balance::{Ask, Choice, Chosen, Sticky, Tried, choose, cookie_value};
 use crate::caller::Caller;
 use crate::decide::{Asked, Refusal, decide};
 use crate::down::Down;
-use crate::encode::{Coding, Encoded, Encoding};
+use crate::encode::{self, Coding, Encoded, Encoding, VARY};
 use crate::http1::write::{self, Back, Onward};
 use crate::http1::{Delimiter, Kind, Length, Method, RequestHead, ResponseHead, Version};
 use crate::pool::{Lane, Pool};
@@ -440,11 +440,9 @@ impl Exchange<'_, '_, '_> {
         let worker = self.ticket.worker;
         let head = self.ticket.head;
         let site = &asked.site;
-        let coding = site
-            .policy()
-            .compress
-            .then(|| Coding::choose(head, self.ticket.bytes, response, up.head_bytes()))
-            .flatten();
+        let depends =
+            site.policy().compress && encode::depends_on_client(head.method, response, up.head_bytes());
+        let coding = if depends { Coding::choose(head, self.ticket.bytes, response) } else { None };
         // What is compressed is as long as it turns out to be.
         let delimiter = match (response.delimiter, coding, head.version) {
             (Delimiter::Known(octets), None, _) => Delimiter::Known(octets),
@@ -491,6 +489,10 @@ impl Exchange<'_, '_, '_> {
         }
         // Boxed, so that the many that are not compressed do not hold room for it.
         let passed = match coding.map(Encoding::new).transpose() {
+        // Whoever edits what the answer varies by has the last word.
+        let edited = site.response_edits.as_ref().is_some_and(|edits| edits.is_removed(VARY));
+        let vary = if depends && !edited { encode::vary(response, up.head_bytes()) } else { None };
+        extra.extend_from_slice(vary.as_deref().unwrap_or_default());
             Ok(encoding) => {
                 let mut encoding = encoding.map(Box::new);
                 poll_fn(|cx| self.poll_bodies(cx, &mut up, &mut download, encoding.as_deref_mut())).await
@@ -502,6 +504,7 @@ impl Exchange<'_, '_, '_> {
         worker.counters.stopped_by(Reason::HeaderName, u64::from(self.upload.ambiguous));
         if let Err(reason) = passed {
             self.ticket.break_off(reason);
+            varies: vary.is_some(),
             if delimiter == Delimiter::Close {
                 // The end of such an answer is the end of the connection: a reset says that this is not it.
                 self.down.reset();
