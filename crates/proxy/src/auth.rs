@@ -94,6 +94,10 @@ impl Exchange<'_, '_, '_> {
                 Ok(length) => break (up, length),
                 // It may have been closed meanwhile; a question may be asked twice.
                 Err(Reason::BackendBroke) if is_reused => worker.counters.retried(),
+                Err(Reason::BackendTimedOut) if is_reused => {
+                    worker.pool.forget(lane);
+                    worker.counters.retried();
+                }
                 Err(reason) => return Err(unavailable(reason)),
             }
         };

@@ -52,6 +52,8 @@ impl Exchange<'_, '_, '_> {
         down.expect_response_body(Delimiter::Close);
         self.watch.no_end();
         self.watch.enter(Phase::Tunnel, 0);
+        // Either side may leave unread what it likes; keepalive finds out who is gone.
+        up.stream.limit_unacknowledged(None);
         let worker = self.ticket.worker;
         let _open = worker.tunnel_opened();
         let mut generation = None;
