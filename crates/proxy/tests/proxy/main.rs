@@ -26,4 +26,5 @@ mod smuggling;
 mod splitting;
 mod streaming;
 mod support;
+mod timeouts;
 mod wiretap;
