@@ -1,8 +1,13 @@
 //! Pulled cables.
 
-use proximity_lab::{DhcpClient, Lab, Node, WebServer};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use proximity_lab::{DhcpClient, Lab, Node, WebServer, addresses};
 use proximity_tests::dns_probe::DnsProbe;
+use proximity_tests::open_connection::OpenConnection;
 use proximity_tests::{PATIENCE, Site, fetch, polling::until};
+use serde_json::json;
 
 /// The host's end of the appliance's cable.
 fn port_of(lab: &Lab, interface: &str) -> String {
@@ -93,4 +98,42 @@ fn dhcp_works_again_after_the_lan_was_away() {
     let (_app, last) = site.app("last", DhcpClient::Dhcpcd, WebServer::None);
     assert_eq!(dns.address("last.prox.local"), Some(last));
     assert_eq!(internet(one.node()).expect("the internet"), "hello from the internet\n");
+}
+
+#[test]
+fn a_machine_that_vanished_is_given_up_by_what_it_does_not_acknowledge() {
+    let site = Site::start("");
+    site.wait_wan();
+    let (one, _) = site.app("one", DhcpClient::Udhcpc, WebServer::Nginx);
+    let (_two, _) = site.app("two", DhcpClient::Udhcpc, WebServer::Nginx);
+    // Requests are to find out, not probes.
+    for (name, backends) in [("sole", json!(["one:80"])), ("pair", json!(["one:80", "two:80"]))] {
+        let vhost = json!({"app_name": name, "backends": backends, "health": {"interval": "1h"}});
+        site.api().call("POST", "/vhosts", Some(vhost)).expect(201);
+    }
+    // All on one connection, so that one data thread has the connections to the backends.
+    let to = SocketAddr::from((addresses::APPLIANCE_WAN, 80));
+    let mut visitor = OpenConnection::open(site.lab.client(), to).expect("a connection");
+    until("both backends", PATIENCE, || {
+        let sole = visitor.get("sole.prox.local").map_err(|error| error.to_string())?;
+        if sole.status == 200 { Ok(()) } else { Err(sole.body) }
+    });
+    for _ in 0..4 {
+        assert_eq!(visitor.get("pair.prox.local").expect("a page").status, 200);
+    }
+
+    one.node().ip(&["link set eth0 down"]).expect("pulled");
+    // The kept connection is given up after 3 s and a new one does not come about in 3 s: the machine is gone. The
+    // response header may take 60 s.
+    let began = Instant::now();
+    let page = visitor.get("sole.prox.local").expect("an answer");
+    let took = began.elapsed();
+    assert_eq!(page.status, 504, "{page:?}");
+    assert!((3..10).contains(&took.as_secs()), "{took:?}");
+    // Whoever has another backend is answered by that.
+    for _ in 0..4 {
+        let page = visitor.get("pair.prox.local").expect("an answer");
+        assert_eq!((page.status, page.body.as_str()), (200, "hello from two\n"));
+    }
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use proximity_table::{LogPolicy, LogSettings, Route};
 
+use crate::Reason;
 use crate::escape::{push_json, push_millionths, push_number};
 use crate::http1::{RequestHead, Version};
 
@@ -14,7 +15,7 @@ const LONGEST_FIELD: usize = 512;
 /// Caddy's word for what is not shown.
 const REDACTED: &[u8] = b"REDACTED";
 
-/// One answered request, in the words of Caddy's access log.
+/// One answered request, in the words of Caddy's access log; what Caddy has no word for follows.
 #[derive(Debug)]
 pub struct Line<'a> {
     /// When the request arrived, in microseconds since the Unix epoch.
@@ -30,10 +31,18 @@ pub struct Line<'a> {
     pub redact_query: bool,
     /// Octets of the request's body.
     pub received: u64,
+    /// Who asked, by password or in the words of the service that was asked who may pass; empty where nobody is known.
+    pub user: &'a [u8],
     pub duration_micros: u64,
     /// Octets of the response's body.
     pub size: u64,
     pub status: u16,
+    /// `address:port` of the backend that answered, or of the last that was tried.
+    pub backend: Option<&'a str>,
+    /// Why the proxy itself answered, or why the answer broke off.
+    pub reason: Option<Reason>,
+    /// Whether the answer broke off after its head.
+    pub aborted: bool,
 }
 
 /// What of a request's header is logged: what statistics are made of. A log must not hold credentials, so these
@@ -107,12 +116,32 @@ impl Line<'_> {
         }
         to.extend_from_slice(b"}},\"bytes_read\":");
         push_number(to, self.received);
-        to.extend_from_slice(b",\"user_id\":\"\",\"duration\":");
+        if self.user.is_empty() {
+            to.extend_from_slice(b",\"user_id\":\"\",\"duration\":");
+        } else {
+            to.extend_from_slice(b",\"user_id\":");
+            push_json(to, beginning(self.user));
+            to.extend_from_slice(b",\"duration\":");
+        }
         push_millionths(to, self.duration_micros);
         to.extend_from_slice(b",\"size\":");
         push_number(to, self.size);
         to.extend_from_slice(b",\"status\":");
         push_number(to, u64::from(self.status));
+        // Neither words nor addresses have anything in them that JSON would want escaped.
+        if let Some(backend) = self.backend {
+            to.extend_from_slice(b",\"backend\":\"");
+            to.extend_from_slice(backend.as_bytes());
+            to.push(b'"');
+        }
+        if let Some(reason) = self.reason {
+            to.extend_from_slice(b",\"reason\":\"");
+            to.extend_from_slice(reason.as_str().as_bytes());
+            to.push(b'"');
+        }
+        if self.aborted {
+            to.extend_from_slice(b",\"aborted\":true");
+        }
         to.extend_from_slice(b"}\n");
     }
 }
@@ -221,9 +250,13 @@ mod tests {
             shown,
             redact_query: false,
             received: 3,
+            user: b"",
             duration_micros: 929,
             size: 10900,
             status: 200,
+            backend: Some("10.20.0.101:80"),
+            reason: None,
+            aborted: false,
         }
     }
 
@@ -263,6 +296,22 @@ mod tests {
         assert_eq!(json["duration"], 0.000_929);
         assert_eq!(json["size"], 10900);
         assert_eq!(json["status"], 200);
+        assert_eq!(json["backend"], "10.20.0.101:80");
+        assert_eq!((json.get("reason"), json.get("aborted")), (None, None), "an ordinary line has no more");
+    }
+
+    #[test]
+    fn what_went_otherwise_is_said() {
+        let line = |user, backend, reason, aborted| {
+            json(&Line { user, backend, reason, aborted, ..line(b"/", Shown::default()) })
+        };
+        let page = line(b"", None, Some(Reason::UnknownHost), false);
+        assert_eq!((page.get("backend"), &page["reason"]), (None, &"unknown_host".into()));
+        let cut = line(b"", Some("10.20.0.101:80"), Some(Reason::BackendCut), true);
+        assert_eq!((&cut["reason"], &cut["aborted"]), (&"backend_cut".into(), &true.into()));
+        assert_eq!(line(b"al\"ice\n", None, None, false)["user_id"], "al\"ice\n");
+        let long = line(&[b'a'; 4 * LONGEST_FIELD], None, None, false);
+        assert_eq!(long["user_id"].as_str().unwrap().len(), LONGEST_FIELD);
     }
 
     #[test]

@@ -11,6 +11,8 @@ use crate::ticket::Ticket;
 use crate::up::Up;
 use crate::{Answer, NormalPath, Reason, split_target};
 
+/// The field in which services name the user; logged where it is copied.
+const USER_FIELD: &str = "Remote-User";
 /// Octets of a service's answer that are passed over to keep its connection.
 const MOST_PASSED_OVER: usize = 16 * 1024;
 
@@ -29,7 +31,7 @@ const WAITING_CHECKS: u32 = 32;
 const CHECK_WITHIN: Duration = Duration::from_secs(5);
 
 /// Asks for name and password where the vhost wants them (RFC 7617).
-pub async fn by_password(ticket: &Ticket<'_>, asked: &Asked<'_>) -> Result<(), Refusal> {
+pub async fn by_password(ticket: &mut Ticket<'_>, asked: &Asked<'_>) -> Result<(), Refusal> {
     let Some(users) = &asked.site.users else { return Ok(()) };
     let Some(users) = users else { return Err(Reason::Forbidden.into()) };
     let shared = &ticket.worker.shared;
@@ -40,7 +42,10 @@ pub async fn by_password(ticket: &Ticket<'_>, asked: &Asked<'_>) -> Result<(), R
         fields: format!("WWW-Authenticate: {}\r\n", users.challenge()).into_bytes(),
     };
     match users.ask(field, &shared.passwords, now) {
-        Answer::Granted(_) => Ok(()),
+        Answer::Granted(name) => {
+            ticket.user = name.into_bytes();
+            Ok(())
+        }
         Answer::Refused => Err(refused()),
         Answer::Ask(attempt) => {
             // Whoever guesses passwords keeps a blocking thread busy, and no data thread; not many of them, since each
@@ -54,6 +59,7 @@ pub async fn by_password(ticket: &Ticket<'_>, asked: &Asked<'_>) -> Result<(), R
             let checked = tokio::task::spawn_blocking(checking).await;
             let right = checked.ok().flatten().ok_or_else(refused)?;
             shared.passwords.remember(&right, now);
+            ticket.user = right.into_name().into_bytes();
             Ok(())
         }
     }
@@ -68,6 +74,8 @@ impl Exchange<'_, '_, '_> {
             return Err(Reason::AuthUnavailable.into());
         };
         let worker = self.ticket.worker;
+        // Until a backend takes its place: the answer may be the service's, or be missing because of it.
+        self.ticket.lane = Some(lane.clone());
         let timeouts = site.policy().timeouts;
         let uri = judged_uri(asked.target)?;
         let mut response = worker.response_head();
@@ -86,6 +94,10 @@ impl Exchange<'_, '_, '_> {
                 Ok(length) => break (up, length),
                 // It may have been closed meanwhile; a question may be asked twice.
                 Err(Reason::BackendBroke) if is_reused => worker.counters.retried(),
+                Err(Reason::BackendTimedOut) if is_reused => {
+                    worker.pool.forget(lane);
+                    worker.counters.retried();
+                }
                 Err(reason) => return Err(unavailable(reason)),
             }
         };
@@ -102,6 +114,9 @@ impl Exchange<'_, '_, '_> {
         let mut copied = Vec::new();
         for name in &auth.copy_headers {
             let value = response.named(name.as_bytes(), up.head_bytes()).unwrap_or_default();
+            if name.eq_ignore_ascii_case(USER_FIELD) && !value.is_empty() {
+                self.ticket.user = value.to_vec();
+            }
             copied.push((name.clone(), value.to_vec()));
         }
         // Its body is of no interest; the connection is kept only if all of it is there.
@@ -113,6 +128,7 @@ impl Exchange<'_, '_, '_> {
         .await;
         up.give_back(&worker.pool, lane, &response);
         worker.keep_response_head(response);
+        self.ticket.lane = None;
         Ok(Verdict::Passes(copied))
     }
 }

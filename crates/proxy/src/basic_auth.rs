@@ -179,6 +179,11 @@ impl RightPassword {
     pub fn name(&self) -> &str {
         &self.name
     }
+
+    /// As [`RightPassword::name`], to keep.
+    pub fn into_name(self) -> String {
+        self.name
+    }
 }
 
 impl VerifiedPasswords {

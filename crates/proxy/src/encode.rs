@@ -8,6 +8,8 @@ use crate::http1::field::tokens;
 use crate::http1::{Delimiter, Kind, Method, RequestHead, ResponseHead};
 use crate::side::{Cut, Source};
 
+/// What [`vary`] takes the place of.
+pub const VARY: &[u8] = b"vary";
 /// Octets from which on a body of known length is worth it: less fits into one packet anyway.
 const WORTH_IT: u64 = 1024;
 /// zstd's level for content that is made as it is sent, and the logarithm of the octets that it looks back.
@@ -44,29 +46,11 @@ enum Encoder {
 }
 
 impl Coding {
-    /// The coding for a response, if it is worth one and the client takes it.
-    ///
-    /// A part of a representation, or one that says `no-transform` (RFC 9110 §7.7), stays as it is.
-    pub fn choose(
-        request: &RequestHead,
-        bytes: &[u8],
-        response: &ResponseHead,
-        response_bytes: &[u8],
-    ) -> Option<Coding> {
-        let is_whole = matches!(response.status, 200 | 201 | 203 | 404 | 410 | 500..=599);
-        let is_long = match response.delimiter {
-            Delimiter::None => false,
-            Delimiter::Known(octets) => octets >= WORTH_IT,
-            Delimiter::Chunked | Delimiter::Close => true,
-        };
-        let named = |name: &[u8]| response.named(name, response_bytes);
-        let may_change = named(b"content-encoding").is_none()
-            && named(b"content-range").is_none()
-            && !named(b"cache-control").is_some_and(|value| has_token(value, b"no-transform"));
-        if !is_whole || !is_long || !may_change || request.method == Method::Head {
+    /// The coding that the client takes, for a response that [`depends_on_client`].
+    pub fn choose(request: &RequestHead, bytes: &[u8], response: &ResponseHead) -> Option<Coding> {
+        if request.method == Method::Head || response.delimiter == Delimiter::None {
             return None;
         }
-        named(b"content-type").filter(|kind| shrinks(kind))?;
         let mut accepted = request.values(Kind::AcceptEncoding, bytes).flat_map(tokens);
         let mut best = None;
         accepted.by_ref().for_each(|token| match coding(token) {
@@ -79,8 +63,7 @@ impl Coding {
 
     /// Field lines for a response with this coding. A strong validator would promise the same octets.
     pub fn fields(self, etag: Option<&[u8]>) -> Vec<u8> {
-        let mut lines =
-            format!("Content-Encoding: {}\r\nVary: Accept-Encoding\r\n", self.as_str()).into_bytes();
+        let mut lines = format!("Content-Encoding: {}\r\n", self.as_str()).into_bytes();
         if let Some(etag) = etag {
             let weak = if etag.starts_with(b"W/") { &b""[..] } else { b"W/" };
             for part in [b"ETag: ", weak, etag, b"\r\n"] {
@@ -107,6 +90,48 @@ impl Coding {
             }
         })
     }
+}
+
+/// Whether some clients get a response compressed, so that it is another one for others (RFC 9110 §12.5.5).
+///
+/// A part of a representation, or one that says `no-transform` (RFC 9110 §7.7), stays as it is for everybody.
+pub fn depends_on_client(method: Method, response: &ResponseHead, bytes: &[u8]) -> bool {
+    let is_long = match response.delimiter {
+        // What HEAD is answered with is what GET would be. How long that is may be unknown.
+        Delimiter::None => method == Method::Head,
+        Delimiter::Known(octets) => octets >= WORTH_IT,
+        Delimiter::Chunked | Delimiter::Close => true,
+    };
+    let is_whole = matches!(response.status, 200 | 201 | 203 | 404 | 410 | 500..=599);
+    let named = |name: &[u8]| response.named(name, bytes);
+    match response.status {
+        // RFC 9110 §15.4.5: it says of what varies what the 200 would have said, and seldom its type.
+        304 => named(b"content-type").is_none_or(shrinks),
+        _ if !is_whole || !is_long => false,
+        _ => {
+            named(b"content-type").is_some_and(shrinks)
+                && named(b"content-encoding").is_none()
+                && named(b"content-range").is_none()
+                && !named(b"cache-control").is_some_and(|value| has_token(value, b"no-transform"))
+        }
+    }
+}
+
+/// `Vary` for a response that [`depends_on_client`]: what the backend says it varies by, in one line, and
+/// `Accept-Encoding`. `None` when the backend says so already.
+pub fn vary(response: &ResponseHead, bytes: &[u8]) -> Option<Vec<u8>> {
+    let said = response.fields.iter().filter(|field| field.name.in_(bytes).eq_ignore_ascii_case(VARY));
+    let said = || said.clone().map(|field| field.value.in_(bytes)).filter(|value| !value.is_empty());
+    if said().any(|value| has_token(value, b"*") || has_token(value, b"accept-encoding")) {
+        return None;
+    }
+    let mut line = b"Vary: ".to_vec();
+    for value in said() {
+        line.extend_from_slice(value);
+        line.extend_from_slice(b", ");
+    }
+    line.extend_from_slice(b"Accept-Encoding\r\n");
+    Some(line)
 }
 
 /// The coding that an element of `Accept-Encoding` names, unless it is refused by `q=0`.
@@ -328,7 +353,8 @@ mod tests {
         let (mut head, mut answer) = (RequestHead::default(), ResponseHead::default());
         head.parse(request.as_bytes()).unwrap().unwrap();
         answer.parse(response.as_bytes(), head.method).unwrap().unwrap();
-        Coding::choose(&head, request.as_bytes(), &answer, response.as_bytes())
+        let depends = depends_on_client(head.method, &answer, response.as_bytes());
+        depends.then(|| Coding::choose(&head, request.as_bytes(), &answer)).flatten()
     }
 
     #[test]
@@ -364,7 +390,43 @@ mod tests {
     #[test]
     fn a_strong_validator_becomes_weak() {
         let fields = Coding::Gzip.fields(Some(b"\"x\""));
-        assert_eq!(fields, b"Content-Encoding: gzip\r\nVary: Accept-Encoding\r\nETag: W/\"x\"\r\n");
+        assert_eq!(fields, b"Content-Encoding: gzip\r\nETag: W/\"x\"\r\n");
         assert!(Coding::Gzip.fields(Some(b"W/\"x\"")).ends_with(b"ETag: W/\"x\"\r\n"));
+    }
+
+    fn depends(method: Method, text: &str) -> bool {
+        let mut answer = ResponseHead::default();
+        answer.parse(text.as_bytes(), method).unwrap().unwrap();
+        depends_on_client(method, &answer, text.as_bytes())
+    }
+
+    // RFC 9110 §12.5.5: "An origin server SHOULD generate a Vary header field on a cacheable response when it
+    // wishes that response to be selectively reused"; §9.3.2: HEAD is answered with what GET would be.
+    #[test]
+    fn what_others_get_compressed_depends_on_the_client() {
+        let html = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 5000\r\n\r\n";
+        assert!(depends(Method::Get, html) && depends(Method::Head, html));
+        assert!(depends(Method::Get, "HTTP/1.1 304 Not Modified\r\n\r\n"));
+        let image = "HTTP/1.1 304 Not Modified\r\nContent-Type: image/png\r\n\r\n";
+        assert!(!depends(Method::Get, image) && !depends(Method::Get, &image.replace("304", "200")));
+        assert!(!depends(Method::Get, &html.replace("5000", "50")));
+    }
+
+    #[test]
+    fn what_the_backend_varies_by_is_kept_and_nothing_said_twice() {
+        let vary = |fields: &str| {
+            let text = format!("HTTP/1.1 200 OK\r\n{fields}\r\n");
+            let mut answer = ResponseHead::default();
+            answer.parse(text.as_bytes(), Method::Get).unwrap().unwrap();
+            vary(&answer, text.as_bytes()).map(|line| String::from_utf8(line).unwrap())
+        };
+        assert_eq!(vary("").as_deref(), Some("Vary: Accept-Encoding\r\n"));
+        assert_eq!(
+            vary("Vary: Cookie, Origin\r\nX: y\r\nvary: Accept\r\nVary:\r\n").as_deref(),
+            Some("Vary: Cookie, Origin, Accept, Accept-Encoding\r\n")
+        );
+        for said in ["Vary: *\r\n", "Vary: Cookie\r\nVARY: Origin,accept-encoding\r\n"] {
+            assert_eq!(vary(said), None, "{said}");
+        }
     }
 }

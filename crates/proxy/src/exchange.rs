@@ -11,10 +11,10 @@ use crate::balance::{Ask, Choice, Chosen, Sticky, Tried, choose, cookie_value};
 use crate::caller::Caller;
 use crate::decide::{Asked, Refusal, decide};
 use crate::down::Down;
-use crate::encode::{Coding, Encoded, Encoding};
+use crate::encode::{self, Coding, Encoded, Encoding, VARY};
 use crate::http1::write::{self, Back, Onward};
 use crate::http1::{Delimiter, Kind, Length, Method, RequestHead, ResponseHead, Version};
-use crate::pool::{Lane, Pool};
+use crate::pool::{Lane, Pool, unacknowledged};
 use crate::relay::{Relay, Stopped};
 use crate::side::{Side, Sink};
 use crate::site::{Place, Ways};
@@ -30,6 +30,8 @@ const MOST_INTERIM: u32 = 64;
 /// How long a client waits for a backend to say `100 (Continue)`. Backends that do not know of it would wait for
 /// the body, and the client for them.
 const CONTINUE_WITHIN: Duration = Duration::from_secs(1);
+/// Octets of a request's body that a backend's kernel takes whether the backend reads or not.
+const ROOM: u64 = 4096;
 
 /// What becomes of a client's connection after an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +102,16 @@ pub async fn answer(
     }
 }
 
+/// Whether a backend may leave some of the request unread for a while. Less than this finds room in the kernel of
+/// any machine.
+fn is_long_upload(head: &RequestHead) -> bool {
+    match head.length {
+        Length::None => false,
+        Length::Known(octets) => octets > ROOM,
+        Length::Chunked => true,
+    }
+}
+
 impl Exchange<'_, '_, '_> {
     async fn run(mut self, caller: &Caller, asked: Asked<'_>) -> Result<Fate, Refusal> {
         let site = &asked.site;
@@ -154,6 +166,7 @@ impl Exchange<'_, '_, '_> {
             };
             tried.add(chosen.index);
             let (lane, member) = (&ways.lanes[chosen.index], &ways.members[chosen.index]);
+            self.ticket.lane = Some(lane.clone());
             match self.attempt(caller, asked, lane, onto, repeatable).await {
                 Ok((up, response, length)) => {
                     member.state.succeeded(chosen.trial, now_ms);
@@ -261,6 +274,9 @@ impl Exchange<'_, '_, '_> {
                 let addresses = Addresses { source: caller.peer, destination: caller.local };
                 write_proxy_header(version, side.begin(false), Some(addresses));
             }
+            if is_long_upload(self.ticket.head) {
+                up.limit_unacknowledged(None);
+            }
             self.begin(asked, lane, onto, &mut up).map_err(|reason| Failure { reason, unseen: true })?;
             self.watch.extend(self.timeouts.header);
             if self.ticket.head.expects_continue {
@@ -271,7 +287,11 @@ impl Exchange<'_, '_, '_> {
                 Ok(length) => return Ok((up, response, length)),
                 Err(broke) => {
                     worker.keep_response_head(response);
-                    let is_dead = is_reused && broke.reason == Reason::BackendBroke && self.upload.moved == 0;
+                    if broke.reason == Reason::BackendTimedOut {
+                        worker.pool.forget(lane);
+                    }
+                    let is_gone = matches!(broke.reason, Reason::BackendBroke | Reason::BackendTimedOut);
+                    let is_dead = is_reused && is_gone && self.upload.moved == 0;
                     if !is_dead || !(repeatable || broke.unseen) {
                         return Err(broke);
                     }
@@ -285,7 +305,7 @@ impl Exchange<'_, '_, '_> {
     /// A new connection to a backend, or a new stream on one.
     pub async fn connect(&mut self, lane: &Lane) -> Result<Up, Reason> {
         let worker = self.ticket.worker;
-        let within = Duration::from_secs(u64::from(self.timeouts.connect.max(1)));
+        let within = self.connect_within();
         if Pool::is_http2(lane) {
             let opening = Box::pin(worker.pool.sender(lane, within));
             return Ok(Up::http2(self.unless_gone(opening).await??));
@@ -293,6 +313,10 @@ impl Exchange<'_, '_, '_> {
         // Boxed, so that the many that find a kept connection do not hold room for it.
         let stream = self.unless_gone(Box::pin(worker.pool.connect(lane, within))).await??;
         Ok(Up::Http1(Side::new(stream, worker.buffers.clone())))
+    }
+
+    fn connect_within(&self) -> Duration {
+        Duration::from_secs(u64::from(self.timeouts.connect.max(1)))
     }
 
     /// Puts the request's head where it leaves for the backend.
@@ -439,11 +463,9 @@ impl Exchange<'_, '_, '_> {
         let worker = self.ticket.worker;
         let head = self.ticket.head;
         let site = &asked.site;
-        let coding = site
-            .policy()
-            .compress
-            .then(|| Coding::choose(head, self.ticket.bytes, response, up.head_bytes()))
-            .flatten();
+        let depends =
+            site.policy().compress && encode::depends_on_client(head.method, response, up.head_bytes());
+        let coding = if depends { Coding::choose(head, self.ticket.bytes, response) } else { None };
         // What is compressed is as long as it turns out to be.
         let delimiter = match (response.delimiter, coding, head.version) {
             (Delimiter::Known(octets), None, _) => Delimiter::Known(octets),
@@ -467,6 +489,10 @@ impl Exchange<'_, '_, '_> {
         if worker.settings().via {
             extra.extend_from_slice(b"Via: 1.1 proximity\r\n");
         }
+        // Whoever edits what the answer varies by has the last word.
+        let edited = site.response_edits.as_ref().is_some_and(|edits| edits.is_removed(VARY));
+        let vary = if depends && !edited { encode::vary(response, up.head_bytes()) } else { None };
+        extra.extend_from_slice(vary.as_deref().unwrap_or_default());
         if let Some(coding) = coding {
             extra.extend_from_slice(&coding.fields(response.named(b"etag", up.head_bytes())));
         }
@@ -478,6 +504,7 @@ impl Exchange<'_, '_, '_> {
             extra: &extra,
             edits: site.response_edits.as_ref(),
             recoded: coding.is_some(),
+            varies: vary.is_some(),
         };
         self.down.respond(response, up.head_bytes(), &back);
         up.pass_head(length, response.delimiter);
@@ -500,7 +527,7 @@ impl Exchange<'_, '_, '_> {
         self.ticket.sent = download.moved;
         worker.counters.stopped_by(Reason::HeaderName, u64::from(self.upload.ambiguous));
         if let Err(reason) = passed {
-            worker.counters.stopped_by(reason, 1);
+            self.ticket.break_off(reason);
             if delimiter == Delimiter::Close {
                 // The end of such an answer is the end of the connection: a reset says that this is not it.
                 self.down.reset();
@@ -508,6 +535,9 @@ impl Exchange<'_, '_, '_> {
             return Ok(Fate::Cut);
         }
         if self.upload.is_done && site.policy().send_proxy_protocol.is_none() {
+            if is_long_upload(head) {
+                up.limit_unacknowledged(Some(unacknowledged(lane, self.connect_within())));
+            }
             up.give_back(&worker.pool, lane, response);
         }
         Ok(if keep_alive { Fate::Stay } else { Fate::Close })

@@ -39,10 +39,23 @@ pub fn watch_clients(listener: &impl AsFd, patience: Patience) -> io::Result<()>
     socket.set_tcp_user_timeout(Some(patience.total()))
 }
 
-/// Lets the kernel end a connection to a backend that is gone. No user timeout here: a backend may leave an
-/// upload unread while it works on what it has.
-pub fn watch_backend(stream: &impl AsFd, patience: Patience) -> io::Result<()> {
-    SockRef::from(stream).set_tcp_keepalive(&keepalive(patience))
+/// Lets the kernel end a connection to a backend that is gone: one that is silent for as long as `patience` has it,
+/// and with `unacknowledged` one that does not acknowledge for so long what it was sent. With such a limit a single
+/// question of keepalive without answer is enough.
+pub fn watch_backend(
+    stream: &impl AsFd,
+    patience: Patience,
+    unacknowledged: Option<Duration>,
+) -> io::Result<()> {
+    SockRef::from(stream).set_tcp_keepalive(&keepalive(patience))?;
+    limit_unacknowledged(stream, unacknowledged)
+}
+
+/// Limits how long what was sent may stay unacknowledged; `None` leaves it to the kernel, which sends again for a
+/// quarter of an hour. The limit also ends a connection whose other side acknowledges and makes no room for more
+/// (RFC 5482 §3.1), so it is not for uploads: a backend may leave one unread while it works on what it has.
+pub fn limit_unacknowledged(stream: &impl AsFd, limit: Option<Duration>) -> io::Result<()> {
+    SockRef::from(stream).set_tcp_user_timeout(limit)
 }
 
 fn keepalive(patience: Patience) -> TcpKeepalive {
@@ -78,13 +91,14 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_may_take_its_time_but_not_vanish() {
+    fn a_backend_may_take_its_time_with_an_upload_but_not_vanish() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         assert!(!watched(&stream).0);
-        watch_backend(&stream, Patience::USUAL).unwrap();
-        let (alive, patience, limit) = watched(&stream);
-        assert_eq!((alive, patience), (true, Patience::USUAL));
-        assert!(limit.is_none_or(|limit| limit.is_zero()), "{limit:?}");
+        let limit = Duration::from_secs(3);
+        watch_backend(&stream, Patience::USUAL, Some(limit)).unwrap();
+        assert_eq!(watched(&stream), (true, Patience::USUAL, Some(limit)));
+        limit_unacknowledged(&stream, None).unwrap();
+        assert!(watched(&stream).2.is_none_or(|limit| limit.is_zero()));
     }
 }

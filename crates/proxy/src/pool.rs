@@ -30,6 +30,11 @@ const KEPT_QUIET: usize = 32;
 const MOST_SHARED: usize = 8;
 /// Kept connections looked at for a live one.
 const LOOKED_AT: usize = 8;
+/// The shortest time after which a backend that acknowledges nothing is given up: three packets may get lost.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(3);
+/// The same for one that is spoken to in HTTP/2: it has the uploads of many requests to read, and a moment in
+/// which it reads nothing must not end them all.
+const UNACKNOWLEDGED_SHARED: Duration = Duration::from_secs(30);
 /// A request that must not be sent twice takes a kept connection only within this many seconds: many
 /// servers close idle ones after 2 to 5 s, and a close that crosses the request would fail it.
 const FRESH: u32 = 2;
@@ -154,7 +159,8 @@ impl Pool {
             let stream = TcpStream::connect(lane.key.backend.addr).await.map_err(|error| why_not(&error))?;
             // A failure here costs latency only, or that a silent end is noticed late.
             let _ = stream.set_nodelay(true);
-            let _ = peers::watch_backend(&stream, Patience::USUAL);
+            let unacknowledged = Some(unacknowledged(lane, within));
+            let _ = peers::watch_backend(&stream, Patience::USUAL, unacknowledged);
             let Some(tls) = &lane.key.tls else {
                 return Ok::<_, Reason>(Stream::Tcp(stream));
             };
@@ -166,6 +172,13 @@ impl Pool {
             tokio::time::timeout(within, connecting).await.map_err(|_| Reason::BackendTimedOut)??;
         self.counters.upstream_connected();
         Ok(stream)
+    }
+
+    /// Closes what is kept for a backend whose machine is gone: each would be found out in its own time.
+    pub fn forget(&self, lane: &Lane) {
+        let mut kept = lane.kept.borrow_mut();
+        self.kept.set(self.kept.get() - kept.len());
+        kept.clear();
     }
 
     /// A place for one more request on an HTTP/2 connection to a backend.
@@ -278,13 +291,20 @@ impl Hasher for KeyHasher {
     }
 }
 
+/// How long what was sent on a connection may stay unacknowledged. A machine on the same network answers the kernel
+/// in a millisecond however long its app takes, so this is as the time for a connection.
+pub fn unacknowledged(lane: &Lane, connect: Duration) -> Duration {
+    if Pool::is_http2(lane) { UNACKNOWLEDGED_SHARED } else { connect.max(UNACKNOWLEDGED) }
+}
+
+/// Whether the kernel says that there is nobody at the address any more.
+pub fn is_out_of_reach(error: &io::Error) -> bool {
+    use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+    matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable)
+}
+
 fn why_not(error: &io::Error) -> Reason {
-    match error.kind() {
-        io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
-            Reason::BackendTimedOut
-        }
-        _ => Reason::BackendRefused,
-    }
+    if is_out_of_reach(error) { Reason::BackendTimedOut } else { Reason::BackendRefused }
 }
 
 #[cfg(test)]

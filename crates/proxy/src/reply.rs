@@ -25,6 +25,7 @@ pub async fn page(ticket: &mut Ticket<'_>, watch: &Watch, refusal: &Refusal, dow
     let worker = ticket.worker;
     let reason = refusal.reason;
     worker.counters.stopped_by(reason, 1);
+    ticket.reason = Some(reason);
     if reason == Reason::ClientGone || watch.signal() == Signal::Close {
         return Fate::Cut;
     }
@@ -87,7 +88,11 @@ async fn send(
         Poll::Ready(Ok(()))
     });
     match written.await {
-        Err(()) => Fate::Cut,
+        Err(()) => {
+            ticket.reason.get_or_insert(Reason::ClientGone);
+            ticket.aborted = true;
+            Fate::Cut
+        }
         Ok(()) if keep_alive => Fate::Stay,
         Ok(()) => Fate::Close,
     }

@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::buffer::Buffer;
+use crate::peers;
 
 /// A connection to a client or to a backend.
 #[derive(Debug)]
@@ -89,12 +90,21 @@ impl Stream {
 
     /// Has the connection reset when it is dropped, instead of ended.
     pub fn reset(&self) {
-        let stream = match self {
+        // A failure leaves the usual end.
+        let _ = SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO));
+    }
+
+    /// As [`peers::limit_unacknowledged`].
+    pub fn limit_unacknowledged(&self, limit: Option<Duration>) {
+        // A failure leaves the limit that there was.
+        let _ = peers::limit_unacknowledged(self.tcp(), limit);
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        match self {
             Stream::Tcp(stream) => stream,
             Stream::Tls(stream) => stream.get_ref().0,
-        };
-        // A failure leaves the usual end.
-        let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
     }
 
     /// Whether a kept connection is of no use any more: its other side closed it, or said something unasked.

@@ -113,7 +113,7 @@ impl Connection {
                 Ok(Ok(target)) => {
                     attempts.succeeded(&attempt, worker.now_ms());
                     let _ = target.set_nodelay(true);
-                    let _ = watch_backend(&target, Patience::USUAL);
+                    let _ = watch_backend(&target, Patience::USUAL, None);
                     return Ok((target, attempt.slot));
                 }
                 Ok(Err(error)) if error.kind() != io::ErrorKind::TimedOut => {

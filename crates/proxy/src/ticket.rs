@@ -3,10 +3,12 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
+use crate::Reason;
 use crate::access::{Line, Shown, wants};
 use crate::caller::Caller;
 use crate::clock::as_micros;
 use crate::http1::RequestHead;
+use crate::pool::Lane;
 use crate::site::Site;
 use crate::worker::Worker;
 
@@ -35,6 +37,14 @@ pub struct Ticket<'a> {
     pub received: u64,
     /// Octets of the response's body.
     pub sent: u64,
+    /// Who asked, as far as somebody vouches for it.
+    pub user: Vec<u8>,
+    /// The way to the backend that answers, or that was tried last.
+    pub lane: Option<Rc<Lane>>,
+    /// Why we answered ourselves, or why the answer broke off.
+    pub reason: Option<Reason>,
+    /// Whether the answer broke off after its head.
+    pub aborted: bool,
 }
 
 impl<'a> Ticket<'a> {
@@ -51,7 +61,18 @@ impl<'a> Ticket<'a> {
             status: 0,
             received: 0,
             sent: 0,
+            user: Vec::new(),
+            lane: None,
+            reason: None,
+            aborted: false,
         }
+    }
+
+    /// Counts and notes that the answer breaks off.
+    pub fn break_off(&mut self, reason: Reason) {
+        self.worker.counters.stopped_by(reason, 1);
+        self.reason = Some(reason);
+        self.aborted = true;
     }
 }
 
@@ -67,7 +88,10 @@ impl Drop for Ticket<'_> {
         let status = if self.status == 0 { CLIENT_CLOSED_REQUEST } else { self.status };
         let policy = site.as_ref().map_or_else(Default::default, |site| site.policy().log);
         let settings = worker.settings();
-        if !wants(status, policy, &settings.log, worker.entropy()) {
+        // A client may leave whenever it likes; anything else that breaks an answer off is an error, whatever the status.
+        let is_broken = self.aborted && self.reason != Some(Reason::ClientGone);
+        let judged = if is_broken { 0 } else { status };
+        if !wants(judged, policy, &settings.log, worker.entropy()) {
             return;
         }
         worker.log(site.as_ref().map(|site| &site.route), |clock| Line {
@@ -80,9 +104,13 @@ impl Drop for Ticket<'_> {
             shown: Shown::of(self.head, self.bytes),
             redact_query: settings.log.redact_query,
             received: self.received,
+            user: &self.user,
             duration_micros: duration,
             size: self.sent,
             status,
+            backend: self.lane.as_ref().map(|lane| lane.host.as_str()),
+            reason: self.reason,
+            aborted: self.aborted,
         });
     }
 }

@@ -52,12 +52,16 @@ impl Exchange<'_, '_, '_> {
         down.expect_response_body(Delimiter::Close);
         self.watch.no_end();
         self.watch.enter(Phase::Tunnel, 0);
+        // Either side may leave unread what it likes; keepalive finds out who is gone.
+        up.stream.limit_unacknowledged(None);
         let worker = self.ticket.worker;
         let _open = worker.tunnel_opened();
         let mut generation = None;
         let (mut outward, mut inward) = (Half::new(), Half::new());
         poll_fn(|cx| {
             if self.watch.signal() == Signal::Close {
+                self.ticket.reason = Some(Reason::Stopping);
+                self.ticket.aborted = true;
                 return Poll::Ready(());
             }
             // Whoever has the address now may not be the one that the client speaks to.
@@ -65,7 +69,7 @@ impl Exchange<'_, '_, '_> {
             if present != generation {
                 generation = present;
                 if !onto.caller.leads_to(self.ticket.host, onto.site, onto.backend) {
-                    worker.counters.stopped_by(Reason::BackendLeft, 1);
+                    self.ticket.break_off(Reason::BackendLeft);
                     return Poll::Ready(());
                 }
             }

@@ -2,6 +2,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use h2::client::ResponseFuture;
 use tokio::net::TcpStream;
@@ -11,7 +12,7 @@ use crate::http1::write::{self, Onward};
 use crate::http1::{Delimiter, Length, Method, RequestHead, ResponseHead};
 use crate::http2::body::{Incoming, Outgoing};
 use crate::http2::message;
-use crate::pool::{Lane, Pool, Sender};
+use crate::pool::{Lane, Pool, Sender, is_out_of_reach};
 use crate::side::{Cut, Side, Sink, Source};
 
 /// Longest head of a response, in octets.
@@ -102,6 +103,14 @@ impl Up {
         }
     }
 
+    /// Limits how long what was sent may stay unacknowledged ([`crate::peers`]). A connection that others use too
+    /// keeps the limit that it has.
+    pub fn limit_unacknowledged(&self, limit: Option<Duration>) {
+        if let Up::Http1(side) = self {
+            side.stream.limit_unacknowledged(limit);
+        }
+    }
+
     /// Whether the backend cannot have acted on the request.
     pub fn is_unseen(&self) -> bool {
         match self {
@@ -143,6 +152,7 @@ fn poll_head(
             }
         }
         match ready!(side.poll_fill(cx)) {
+            Err(error) if is_out_of_reach(&error) => return Poll::Ready(Err(Reason::BackendTimedOut)),
             Ok(0) | Err(_) => return Poll::Ready(Err(Reason::BackendBroke)),
             Ok(_) => {}
         }

@@ -1,3 +1,4 @@
+use crate::encode::VARY;
 use crate::escape::push_number;
 use crate::header_edits::CompiledEdits;
 
@@ -39,6 +40,8 @@ pub struct Back<'a> {
     pub edits: Option<&'a CompiledEdits>,
     /// Whether the body's coding is changed on the way: what describes the octets of the old one goes.
     pub recoded: bool,
+    /// Whether `extra` says what the response varies by, in place of the backend's own lines.
+    pub varies: bool,
 }
 
 impl Onward<'_> {
@@ -59,6 +62,7 @@ impl Back<'_> {
             extra: b"",
             edits: None,
             recoded: false,
+            varies: false,
         }
     }
 }
@@ -173,6 +177,7 @@ pub fn response_fields<'a>(
         let name = field.name.in_(bytes);
         match field.kind {
             Kind::Plain if back.recoded && is_of_the_octets(name) => continue,
+            Kind::Plain if back.varies && name.eq_ignore_ascii_case(VARY) => continue,
             Kind::Plain | Kind::ContentType | Kind::ContentEncoding | Kind::Via => {}
             Kind::Date => has_date = true,
             Kind::ContentLength if back.delimiter != Delimiter::Chunked && !back.recoded => {}
@@ -251,6 +256,7 @@ mod tests {
             extra: b"",
             edits: None,
             recoded: false,
+            varies: false,
         };
         response(&mut out, &head, text.as_bytes(), &back);
         String::from_utf8(out).unwrap()

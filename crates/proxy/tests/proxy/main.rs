@@ -1,5 +1,6 @@
 //! The proxy as a client and a backend see it: real sockets on ephemeral ports, scripted backends.
 
+mod access_log;
 mod announced;
 mod auth;
 mod backends;
@@ -25,4 +26,5 @@ mod smuggling;
 mod splitting;
 mod streaming;
 mod support;
+mod timeouts;
 mod wiretap;
