@@ -2,12 +2,13 @@
 
 use proximity_table::{
     Access, Affinity, Balance, BasicAuth, BasicUser, ForwardAuth, HostPolicy, Label, LogPolicy,
-    PassivePolicy, ProxyProtocol, RetryPolicy, Timeouts, VhostLimits, VhostPolicy,
+    PassivePolicy, ProxyProtocol, RetryPolicy, Timeouts, VhostLimits, VhostPolicy, is_token,
+    password_hash_trouble,
 };
 
+use crate::header_edits;
 use crate::section::Section;
 use crate::vhost::{Hashes, backend_target, is_path};
-use crate::{header_edits, password_hash};
 
 /// Cookie that keeps a visitor at a backend when none is named.
 const COOKIE: &str = "proximity_backend";
@@ -57,10 +58,7 @@ pub fn read(table: &mut Section<'_>, app: Option<&Label>, hashes: Hashes) -> Vho
 fn affinity(table: &mut Section<'_>) -> Option<Affinity> {
     let text = table.text("affinity")?;
     // RFC 6265 §4.1.1 and RFC 9110 §5.6.2: both names are tokens.
-    let token = |name: &str| {
-        let good = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-        (!name.is_empty() && name.len() <= 64 && name.bytes().all(good)).then(|| name.to_owned())
-    };
+    let token = |name: &str| (name.len() <= 64 && is_token(name.as_bytes())).then(|| name.to_owned());
     let affinity = match text.split_once(':') {
         None if text == "ip" => Some(Affinity::ClientIp),
         None if text == "cookie" => Some(Affinity::Cookie(COOKIE.to_owned())),
@@ -181,7 +179,7 @@ fn users(auth: &mut Section<'_>, hashes: Hashes) -> Vec<BasicUser> {
     } else {
         for entry in auth.entries("users", expected) {
             let kept = hashes == Hashes::MayBeKept && entry.value.is_empty();
-            if let Some(hint) = password_hash::trouble(&entry.value).filter(|_| !kept) {
+            if let Some(hint) = password_hash_trouble(&entry.value).filter(|_| !kept) {
                 let message = format!("the hash of {} cannot be checked", entry.name);
                 auth.refuse_at(entry.span, message, hint);
             }

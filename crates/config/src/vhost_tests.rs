@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-const BCRYPT: &str = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234";
+const BCRYPT: &str = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232";
 
 const EVERY_KEY: &str = r#"
 [[vhost]]
@@ -66,7 +66,7 @@ add = { Vary = "Accept", Link = ["</a>", "</b>"] }
 remove = ["X-Frame-Options", "x-frame-options"]
 [vhost.auth]
 realm = "Shop"
-users = { alice = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234" }
+users = { alice = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232" }
 forward = "authelia:9091"
 forward_path = "/api/verify"
 copy_headers = ["Remote-User"]
