@@ -7,9 +7,9 @@ use crate::section::{Entry, Section};
 /// The edits under `key`.
 pub fn read(table: &mut Section<'_>, key: &'static str) -> HeaderEdits {
     let mut edits = table.table(key);
-    let expected = "a table such as { X-Frame-Options = \"DENY\" }";
-    let set = edits.entries("set", expected);
-    let add = edits.entries("add", expected);
+    let expected = edits.table_such_as("X-Frame-Options", "\"DENY\"");
+    let set = edits.entries("set", &expected);
+    let add = edits.entries("add", &expected);
     let remove = edits.list("remove", "the names of fields in quotes", |text| Some(text.to_owned()));
     let remove = remove.unwrap_or_default();
     edits.bound("remove", remove.len());

@@ -132,16 +132,18 @@ fn auth(
     let copy_headers = header_edits::names(&auth, "copy_headers", copied);
 
     if written && !auth.has("users") && forward.is_none() {
-        let hint =
-            "write users = { NAME = \"hash\" }, or forward = \"app:port\"; leave [vhost.auth] out for none";
-        auth.refuse_all("[vhost.auth] lets nobody in and asks nobody", hint);
+        let heading = auth.heading();
+        let (users, forward) = (one_user(&auth), auth.pair("forward", "\"app:port\""));
+        let hint = format!("write {users}, or {forward}; leave {heading} out for none");
+        auth.refuse_all(&format!("{heading} lets nobody in and asks nobody"), &hint);
     }
     if realm.is_some() && !auth.has("users") {
-        auth.refuse("realm", "realm goes with users", "write users = { NAME = \"hash\" } beside it");
+        auth.refuse("realm", "realm goes with users", &format!("write {} beside it", one_user(&auth)));
     }
     if forward.is_none() && (path.is_some() || has_copied) {
         let key = if path.is_some() { "forward_path" } else { "copy_headers" };
-        auth.refuse(key, &format!("{key} goes with forward"), "write forward = \"app:port\" beside it");
+        let hint = format!("write {} beside it", auth.pair("forward", "\"app:port\""));
+        auth.refuse(key, &format!("{key} goes with forward"), &hint);
     }
     let realm = realm.unwrap_or_else(|| app.map_or_else(|| "Proximity".to_owned(), Label::to_string));
     // RFC 9110 §5.6.4: what a quoted string holds without escapes.
@@ -170,14 +172,18 @@ fn auth(
     ((!users.is_empty()).then_some(BasicAuth { realm, users }), forward)
 }
 
+fn one_user(auth: &Section<'_>) -> String {
+    auth.pair("users", &auth.inline("NAME", "\"hash\""))
+}
+
 fn users(auth: &mut Section<'_>, hashes: Hashes) -> Vec<BasicUser> {
-    let expected = "a table of names and hashes such as { alice = \"$2b$…\" }";
+    let expected = auth.table_such_as("alice", "\"$2b$…\"");
     let mut users: Vec<BasicUser> = Vec::new();
     if hashes == Hashes::MayBeKept && auth.is_list("users") {
         let names = auth.list("users", "names in quotes", |name| Some(name.to_owned())).unwrap_or_default();
         users.extend(names.into_iter().map(|name| BasicUser { name, hash: String::new() }));
     } else {
-        for entry in auth.entries("users", expected) {
+        for entry in auth.entries("users", &expected) {
             let kept = hashes == Hashes::MayBeKept && entry.value.is_empty();
             if let Some(hint) = password_hash_trouble(&entry.value).filter(|_| !kept) {
                 let message = format!("the hash of {} cannot be checked", entry.name);
