@@ -130,7 +130,7 @@ fn what_is_added_is_there_and_what_is_removed_is_gone() {
 #[test]
 fn a_vhost_is_set_key_by_key_and_outlives_a_restart() {
     let mut site = Site::start("");
-    let hash = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234";
+    let hash = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232";
     let users = format!("auth.users.alice={hash}");
     let add =
         ["vhost", "add", "shop", "10.20.0.5:8080", "web:81", "--balance", "random_two", "--set", &users];

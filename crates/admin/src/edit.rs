@@ -36,7 +36,7 @@ pub fn put_vhost(facts: &Facts, vhost: Vhost, replace: bool) -> Result<Vec<Chang
     let default = facts.default_vhost().filter(|(_, other)| other.app_name != vhost.app_name);
     if let Some((_, other)) = default.filter(|_| vhost.default) {
         let detail = format!("unknown hosts go to the vhost `{}` already", other.app_name);
-        return Err(Problem::conflict(detail, "set default = false there first"));
+        return Err(Problem::conflict(detail, "set default to false there first"));
     }
     for hostname in vhost.names() {
         if let Some((_, other)) =

@@ -47,7 +47,7 @@ mod tests {
         }
         assert!(error.hint.contains("`mode`"), "{error:?}");
         let error = build(r#"{"port": 2222, "to": ["a:1", "b:1"]}"#).unwrap_err();
-        assert!(error.hint.contains("mode = \"proxy\""), "{error:?}");
+        assert!(error.hint.contains("\"mode\": \"proxy\""), "{error:?}");
         assert!(build("{}").unwrap_err().detail.contains("no port"));
     }
 }

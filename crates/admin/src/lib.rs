@@ -34,8 +34,9 @@ pub use explain::{ExplainView, Said, StepView};
 pub use forward_view::{ForwardFigures, ForwardTargetView, ForwardView};
 pub use metrics::{Family, MetricKind, MetricsText};
 pub use objects::{RecordInput, ReservationInput, UpgradeInput};
-pub use problem::Problem;
+pub use problem::{Flaw, Problem};
 pub use serve::{Listener, serve};
+pub use vhost_input::forget_what_is_shown;
 pub use vhost_view::{CheckView, HealthView, LoadView, PathView, VhostView};
 pub use view::{
     AppView, CircuitView, LeaseView, Page, RecordView, Reloaded, ReservationView, ServiceView, Status,

@@ -14,6 +14,18 @@ pub struct Problem {
     pub detail: String,
     /// What to do.
     pub hint: String,
+    /// Where several things are wrong, each by itself; `detail` and `hint` have all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Flaw>,
+}
+
+/// One of several things that are wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flaw {
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub hint: String,
 }
 
 impl Problem {
@@ -24,6 +36,7 @@ impl Problem {
             title: status.canonical_reason().unwrap_or("Error").to_owned(),
             detail: detail.into(),
             hint: hint.into(),
+            problems: Vec::new(),
         }
     }
 
@@ -47,7 +60,13 @@ impl Problem {
             texts.dedup();
             texts.join("; ")
         };
-        Problem::invalid(join(|problem| &problem.message), join(|problem| &problem.hint))
+        let mut all = Problem::invalid(join(|problem| &problem.message), join(|problem| &problem.hint));
+        if problems.len() > 1 {
+            let flaw =
+                |problem: proximity_config::Problem| Flaw { message: problem.message, hint: problem.hint };
+            all.problems = problems.into_iter().map(flaw).collect();
+        }
+        all
     }
 
     /// There is no such thing.

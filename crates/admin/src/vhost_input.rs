@@ -25,11 +25,16 @@ pub fn vhost(mut body: Map<String, Value>, name: Option<&str>, domain: &Name) ->
         _ => {}
     }
     one_way_to_the_backends(&mut body)?;
-    forget(&mut body, &SHOWN);
+    forget_what_is_shown(&mut body);
+    vhost_from_json(&body, domain).map_err(|report| Problem::reported(&report))
+}
+
+/// Takes away what is shown of a vhost and cannot be set.
+pub fn forget_what_is_shown(body: &mut Map<String, Value>) {
+    forget(body, &SHOWN);
     for path in body.get_mut("path").and_then(Value::as_array_mut).into_iter().flatten() {
         path.as_object_mut().into_iter().for_each(|path| forget(path, &SHOWN));
     }
-    vhost_from_json(&body, domain).map_err(|report| Problem::reported(&report))
 }
 
 fn forget(object: &mut Map<String, Value>, shown: &[&str]) {

@@ -91,9 +91,14 @@ fn read(bytes: &[u8]) -> Result<Value, String> {
     serde_json::from_slice(bytes).map_err(|error| format!("the answer is not JSON: {error}"))
 }
 
+/// One line, or of several problems one line each.
 fn refusal(status: StatusCode, bytes: &[u8]) -> String {
     match serde_json::from_slice::<Problem>(bytes) {
-        Ok(problem) => format!("{}; {}", problem.detail, problem.hint),
+        Ok(problem) if problem.problems.is_empty() => format!("{}; {}", problem.detail, problem.hint),
+        Ok(Problem { problems, .. }) => {
+            let lines = problems.iter().map(|flaw| format!("\n  {}; {}", flaw.message, flaw.hint));
+            format!("{} problems:{}", problems.len(), lines.collect::<String>())
+        }
         Err(_) => format!("the appliance answers {status}"),
     }
 }

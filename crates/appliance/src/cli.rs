@@ -224,11 +224,12 @@ pub struct VhostSettings {
     /// No longer disabled
     #[arg(long, conflicts_with = "disabled")]
     pub enabled: bool,
-    /// Any key of [[vhost]], such as timeouts.total=30s or response_headers.remove='["X-Frame-Options"]'; may
-    /// be given more than once
+    /// Any key of [[vhost]], such as timeouts.total=30s, auth.users.alice='$2b$…' or
+    /// response_headers.remove='["X-Frame-Options"]'; may be given more than once
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Back to the default, such as auth or path; may be given more than once
+    /// Back to the default, such as auth or path, or one off a list, such as auth.users.alice or path./api; may be
+    /// given more than once
     #[arg(long, value_name = "KEY")]
     pub unset: Vec<String>,
 }

@@ -9,6 +9,7 @@ mod commands;
 mod control;
 mod daemon;
 mod data_plane;
+mod dotted_key;
 mod export;
 mod forward_command;
 mod kernel;

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use hyper::StatusCode;
 use proximity_admin::{Edit, Problem};
 use proximity_dhcp::{Answer, Drop, Reply, Request, Server, Stats};
 use proximity_store::{State, Store, StoreError};
@@ -625,19 +626,11 @@ fn log_lease(lease: &Lease) {
 }
 
 fn replaced() -> Problem {
-    Problem {
-        status: 503,
-        title: "Service Unavailable".to_owned(),
-        detail: "this process was replaced by an upgrade before the change was made".to_owned(),
-        hint: "ask again: the new process answers".to_owned(),
-    }
+    let detail = "this process was replaced by an upgrade before the change was made";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail, "ask again: the new process answers")
 }
 
 fn not_durable(error: impl std::fmt::Display) -> Problem {
-    Problem {
-        status: 503,
-        title: "Service Unavailable".to_owned(),
-        detail: format!("the change could not be made durable: {error}"),
-        hint: "free disk space in state_dir and try again".to_owned(),
-    }
+    let detail = format!("the change could not be made durable: {error}");
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail, "free disk space in state_dir and try again")
 }

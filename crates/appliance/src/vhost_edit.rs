@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::cli::VhostSettings;
+use crate::dotted_key::{self, Unset};
 
 /// A vhost in JSON.
 pub type Body = Map<String, Value>;
@@ -11,7 +12,7 @@ pub type Body = Map<String, Value>;
 pub fn add(name: &str, backends: &[String], settings: &VhostSettings) -> Result<Body, String> {
     let mut body = Body::new();
     body.insert("app_name".to_owned(), json!(name));
-    edit(&mut body, backends, settings)?;
+    edit(name, &mut body, backends, settings)?;
     Ok(body)
 }
 
@@ -33,18 +34,67 @@ pub fn set(
                 ("backends".to_owned(), json!([format!("{name}:{port}")])),
             ])
         }
-        Some(shown) => shown.clone(),
+        Some(shown) => {
+            let mut body = shown.clone();
+            proximity_admin::forget_what_is_shown(&mut body);
+            body
+        }
         None => Body::new(),
     };
     body.insert("app_name".to_owned(), json!(name));
-    edit(&mut body, backends, settings)?;
+    edit(name, &mut body, backends, settings)?;
     Ok(body)
 }
 
-fn edit(body: &mut Body, backends: &[String], settings: &VhostSettings) -> Result<(), String> {
+fn edit(name: &str, body: &mut Body, backends: &[String], settings: &VhostSettings) -> Result<(), String> {
+    let mut troubles = Vec::new();
+    let mut emptied = Vec::new();
     for key in &settings.unset {
-        unset(body, key);
+        match dotted_key::unset(body, key) {
+            Unset::Done => {}
+            Unset::Emptied(list) => emptied.push((key, list)),
+            Unset::Absent => troubles.push(format!(
+                "the vhost `{name}` has no `{key}` to unset; `proximity vhost show {name}` shows what it has"
+            )),
+        }
     }
+    if let Err(trouble) = put_flags(body, backends, settings) {
+        troubles.push(trouble);
+    }
+    for text in &settings.set {
+        let put = match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => dotted_key::set(body, key, value),
+            _ => Err(format!("`{text}` is not KEY=VALUE: write it such as timeouts.total=30s")),
+        };
+        troubles.extend(put.err());
+    }
+    // An empty list of users or networks lets everybody in: whoever means that says so.
+    for (key, list) in emptied.into_iter().filter(|(_, list)| dotted_key::is_empty_list(body, list)) {
+        troubles.push(format!("`{key}` is the last of {list}; --unset {list} takes it away as a whole"));
+    }
+    let names_realm = settings.set.iter().any(|text| text.starts_with("auth.realm="));
+    if settings.unset.iter().any(|key| key == "auth.users") && !names_realm {
+        forget_realm_without_users(body);
+    }
+    match troubles.len() {
+        0 => Ok(()),
+        1 => Err(troubles.remove(0)),
+        count => Err(format!("{count} problems:\n  {}", troubles.join("\n  "))),
+    }
+}
+
+/// A realm is what users are asked with: it goes when they all do.
+fn forget_realm_without_users(body: &mut Body) {
+    let Some(auth) = body.get_mut("auth").and_then(Value::as_object_mut) else { return };
+    if auth.get("users").is_none_or(Value::is_null) {
+        auth.remove("realm");
+    }
+    if auth.is_empty() {
+        body.remove("auth");
+    }
+}
+
+fn put_flags(body: &mut Body, backends: &[String], settings: &VhostSettings) -> Result<(), String> {
     if !backends.is_empty() {
         lead(body, json!(backends.iter().map(|backend| with_port(backend)).collect::<Vec<_>>()));
     }
@@ -54,8 +104,9 @@ fn edit(body: &mut Body, backends: &[String], settings: &VhostSettings) -> Resul
         }
         body.insert("redirect".to_owned(), json!(to));
     }
-    let mut put =
-        |key: &str, value: Option<Value>| value.map(|value| insert(body, key, value)).unwrap_or(Ok(()));
+    let mut put = |key: &str, value: Option<Value>| {
+        value.map(|value| dotted_key::insert(body, key, value)).unwrap_or(Ok(()))
+    };
     let list = |list: &[String]| (!list.is_empty()).then(|| json!(list));
     put("hostname", settings.hostname.as_ref().map(|value| json!(value)))?;
     put("aliases", list(&settings.alias))?;
@@ -74,12 +125,6 @@ fn edit(body: &mut Body, backends: &[String], settings: &VhostSettings) -> Resul
     let kept = settings.path.iter().map(|path| (path, false));
     for (text, strip) in kept.chain(settings.strip_path.iter().map(|path| (path, true))) {
         add_path(body, path(text, strip)?)?;
-    }
-    for text in &settings.set {
-        let wrong = || format!("`{text}` is not KEY=VALUE: write it such as timeouts.total=30s");
-        let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(wrong)?;
-        // What is no JSON is a text: most values are, and need no quotes.
-        insert(body, key, serde_json::from_str(value).unwrap_or_else(|_| json!(value)))?;
     }
     Ok(())
 }
@@ -117,37 +162,6 @@ fn add_path(body: &mut Body, path: Value) -> Result<(), String> {
     Ok(())
 }
 
-/// Puts a value under a key with dots.
-fn insert(body: &mut Body, key: &str, value: Value) -> Result<(), String> {
-    match key.split_once('.') {
-        None => drop(body.insert(key.to_owned(), value)),
-        Some((outer, inner)) => {
-            let part = body.entry(outer).or_insert_with(|| json!({}));
-            if part.is_null() {
-                *part = json!({});
-            }
-            let part =
-                part.as_object_mut().ok_or_else(|| format!("{outer} has no parts: set it as a whole"))?;
-            insert(part, inner, value)?;
-        }
-    }
-    Ok(())
-}
-
-fn unset(body: &mut Body, key: &str) {
-    match key.split_once('.') {
-        None => drop(body.remove(key)),
-        Some((outer, inner)) => {
-            if let Some(part) = body.get_mut(outer).and_then(Value::as_object_mut) {
-                unset(part, inner);
-                if part.is_empty() {
-                    body.remove(outer);
-                }
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,7 +172,7 @@ mod tests {
 
     fn shown() -> Value {
         json!({"app_name": "wiki", "hostname": "wiki.prox.local", "backends": ["wiki:80"], "source": "api",
-            "enabled": false, "auth": {"users": ["alice"]}, "timeouts": {"total": "30s"},
+            "verdict": "disabled", "enabled": false, "auth": {"users": ["alice"]}, "timeouts": {"total": "30s"},
             "path": [{"prefix": "/api", "strip": false, "backends": ["api:80"]}]})
     }
 
@@ -226,6 +240,58 @@ mod tests {
         // Found by a host name of another vhost: that one is left alone.
         let other = set("wiki.prox.local", Some(&leased), &[], &VhostSettings::default()).unwrap();
         assert_eq!(other.len(), 1);
+    }
+
+    fn set_and_unset(set_keys: &[&str], unset_keys: &[&str]) -> Result<Value, String> {
+        let settings =
+            VhostSettings { set: texts(set_keys), unset: texts(unset_keys), ..VhostSettings::default() };
+        set("wiki", Some(&guarded()), &[], &settings).map(Value::Object)
+    }
+
+    fn guarded() -> Value {
+        let mut shown = shown();
+        shown["auth"] = json!({"realm": "R", "users": ["alice", "bob"], "forward": "auth:80"});
+        shown["access"] = json!({"allow": ["10.0.0.0/8"]});
+        shown
+    }
+
+    #[test]
+    fn one_user_comes_or_goes_and_the_rest_stays() {
+        let added = set_and_unset(&["auth.users.carol=$2b$12$x"], &[]).unwrap();
+        let users = json!({"alice": "", "bob": "", "carol": "$2b$12$x"});
+        assert_eq!(added["auth"], json!({"realm": "R", "users": users, "forward": "auth:80"}));
+        let removed = set_and_unset(&[], &["auth.users.alice"]).unwrap();
+        assert_eq!(removed["auth"], json!({"realm": "R", "users": ["bob"], "forward": "auth:80"}));
+        let replaced =
+            set_and_unset(&["auth.users.carol=x"], &["auth.users.alice", "auth.users.bob"]).unwrap();
+        assert_eq!(replaced["auth"]["users"], json!({"carol": "x"}));
+        assert_eq!(replaced["auth"]["realm"], "R");
+    }
+
+    #[test]
+    fn nobody_opens_a_vhost_by_removing_the_last_of_a_list() {
+        let trouble = set_and_unset(&[], &["auth.users.alice", "auth.users.bob"]).unwrap_err();
+        assert!(trouble.contains("`auth.users.bob`") && trouble.contains("--unset auth.users "), "{trouble}");
+        let trouble = set_and_unset(&[], &["access.allow.10.0.0.0/8"]).unwrap_err();
+        assert!(trouble.contains("--unset access.allow "), "{trouble}");
+        // Who says it, means it; the realm goes along.
+        let opened = set_and_unset(&[], &["auth.users", "access"]).unwrap();
+        assert_eq!((&opened["auth"], &opened["access"]), (&json!({"forward": "auth:80"}), &Value::Null));
+    }
+
+    #[test]
+    fn what_is_not_there_is_named_each_on_a_line() {
+        let trouble = set_and_unset(&[], &["balance"]).unwrap_err();
+        assert!(trouble.starts_with("the vhost `wiki` has no `balance` to unset; "), "{trouble}");
+        assert!(set_and_unset(&[], &["verdict"]).is_err(), "what is only shown is not there");
+        let trouble = set_and_unset(&["retries", "enabled.x=1"], &["blance", "auth.users.dave"]).unwrap_err();
+        let lines: Vec<&str> = trouble.lines().collect();
+        assert_eq!(lines.len(), 5, "{trouble}");
+        assert_eq!(lines[0], "4 problems:");
+        for (line, part) in lines[1..].iter().zip(["`blance`", "`auth.users.dave`", "KEY=VALUE", "no parts"])
+        {
+            assert!(line.starts_with("  ") && line.contains(part), "{trouble}");
+        }
     }
 
     #[test]

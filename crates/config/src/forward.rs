@@ -42,7 +42,8 @@ pub fn read(table: &mut Section<'_>) -> Option<Forward> {
     };
     let port = table.port("port");
     if port.is_none() && !table.has("port") {
-        table.refuse_all("[forward] has no port", "add port = 2222");
+        let hint = format!("add {}", table.pair("port", "2222"));
+        table.refuse_all(&format!("{} has no port", table.heading()), &hint);
     }
     let targets = targets(table);
     let is_proxied = table.word("mode", &["nat", "proxy"]) == "proxy";
@@ -86,13 +87,14 @@ fn targets(table: &mut Section<'_>) -> Vec<BackendTarget> {
 }
 
 fn refuse_what_nat_cannot(table: &mut Section<'_>, targets: usize) {
-    let hint = "add mode = \"proxy\" (the app then sees the appliance's address instead of the client's)";
+    let by_proxy = table.pair("mode", "\"proxy\"");
+    let hint = format!("add {by_proxy} (the app then sees the appliance's address instead of the client's)");
     if targets > 1 {
-        table.refuse("to", "the kernel forwards a port to one target", hint);
+        table.refuse("to", "the kernel forwards a port to one target", &hint);
     }
     for key in OF_THE_PROXY {
         if table.has(key) {
-            table.refuse(key, &format!("{key} goes with mode = \"proxy\""), hint);
+            table.refuse(key, &format!("{key} goes with {by_proxy}"), &hint);
         }
     }
 }

@@ -1,40 +1,15 @@
 //! Names and values of header fields that an administrator may set.
 
-use std::ops::Range;
-
-use proximity_table::HeaderEdits;
+use proximity_table::{FieldError, HeaderEdits, check_field_value, editable_field};
 
 use crate::section::{Entry, Section};
-
-/// Longest value of a field, in octets.
-const LONGEST_VALUE: usize = 4096;
-/// Longest name of a field, in octets.
-const LONGEST_NAME: usize = 128;
-
-/// Fields about one connection or about where a message ends (RFC 9110 §7.6.1, §8.6; RFC 9112 §6): whoever
-/// edits them would make two readers see two messages.
-const UNTOUCHABLE: [&str; 13] = [
-    "connection",
-    "content-length",
-    "expect",
-    "host",
-    "http2-settings",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
 
 /// The edits under `key`.
 pub fn read(table: &mut Section<'_>, key: &'static str) -> HeaderEdits {
     let mut edits = table.table(key);
-    let expected = "a table such as { X-Frame-Options = \"DENY\" }";
-    let set = edits.entries("set", expected);
-    let add = edits.entries("add", expected);
+    let expected = edits.table_such_as("X-Frame-Options", "\"DENY\"");
+    let set = edits.entries("set", &expected);
+    let add = edits.entries("add", &expected);
     let remove = edits.list("remove", "the names of fields in quotes", |text| Some(text.to_owned()));
     let remove = remove.unwrap_or_default();
     edits.bound("remove", remove.len());
@@ -61,54 +36,40 @@ pub fn read(table: &mut Section<'_>, key: &'static str) -> HeaderEdits {
 pub fn names(table: &Section<'_>, key: &str, names: Vec<String>) -> Vec<String> {
     let mut good = Vec::new();
     for text in names {
-        match name(&text) {
+        match editable_field(&text) {
             Ok(name) if good.contains(&name) => {}
             Ok(name) => good.push(name),
-            Err((message, hint)) => table.refuse(key, &message, hint),
+            Err(error) => {
+                let (message, hint) = words(&error);
+                table.refuse(key, &message, &hint);
+            }
         }
     }
     good
 }
 
 fn field(table: &Section<'_>, entry: Entry) -> Option<(String, String)> {
-    let refuse =
-        |span: Option<Range<usize>>, message: String, hint: &str| table.refuse_at(span, message, hint);
-    let name = match name(&entry.name) {
-        Ok(name) => name,
-        Err((message, hint)) => {
-            refuse(entry.span, message, hint);
-            return None;
+    let checked = editable_field(&entry.name).and_then(|name| {
+        check_field_value(&entry.name, &entry.value)?;
+        Ok(name)
+    });
+    match checked {
+        Ok(name) => Some((name, entry.value)),
+        Err(error) => {
+            let (message, hint) = words(&error);
+            table.refuse_at(entry.span, message, &hint);
+            None
         }
-    };
-    // RFC 9110 §5.5: visible characters, with spaces and tabs between them.
-    let good = entry.value.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte));
-    if !good || entry.value.trim() != entry.value || entry.value.len() > LONGEST_VALUE {
-        let message = format!("the value of {} cannot be sent in a header", entry.name);
-        let hint = "write up to 4096 ASCII characters without line breaks, and no space at the ends";
-        refuse(entry.span, message, hint);
-        return None;
     }
-    Some((name, entry.value))
 }
 
-/// The name of a field in lower case, or why it cannot be edited.
-fn name(text: &str) -> Result<String, (String, &'static str)> {
-    let name = text.to_ascii_lowercase();
-    // RFC 9110 §5.6.2: token.
-    let is_token = !name.is_empty()
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte));
-    if !is_token || name.len() > LONGEST_NAME {
-        return Err((
-            format!("`{text}` is not the name of a header field"),
-            "write it such as X-Frame-Options",
-        ));
-    }
-    if UNTOUCHABLE.contains(&name.as_str()) {
-        let hint = match name.as_str() {
-            "host" => "use host_header = \"preserve\" or \"backend\"",
-            _ => "leave it out: the proxy itself writes what holds between it and its neighbours",
-        };
-        return Err((format!("{text} cannot be edited"), hint));
-    }
-    Ok(name)
+/// What is wrong, and what to do.
+fn words(error: &FieldError) -> (String, String) {
+    let text = error.to_string();
+    let (message, hint) = text.rsplit_once(": ").unwrap_or((&text, "correct it"));
+    let hint = match error {
+        FieldError::Untouchable(name) if name == "host" => "write preserve or backend in host_header instead",
+        _ => hint,
+    };
+    (message.to_owned(), hint.to_owned())
 }

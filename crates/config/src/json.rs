@@ -14,7 +14,7 @@ use crate::vhost::{self, Hashes};
 /// A user of `auth.users` whose hash is an empty text, or all of them in a list of names, are to keep the hash
 /// that the vhost has: their `hash` is empty in the result, and whoever stores it must fill it in.
 pub fn vhost_from_json(object: &Map<String, Value>, domain: &Name) -> Result<Vhost, Report> {
-    let report = Report::collector("");
+    let report = Report::of_json();
     let table = table(object);
     let mut section = Section::named("vhost", &table, &report);
     let vhost = vhost::read(&mut section, domain, Hashes::MayBeKept);
@@ -27,7 +27,7 @@ pub fn vhost_from_json(object: &Map<String, Value>, domain: &Name) -> Result<Vho
 
 /// A port forward as JSON: the keys of `[[forward]]`. `null` is as good as nothing.
 pub fn forward_from_json(object: &Map<String, Value>) -> Result<Forward, Report> {
-    let report = Report::collector("");
+    let report = Report::of_json();
     let table = table(object);
     let mut section = Section::named("forward", &table, &report);
     let forward = forward::read(&mut section);

@@ -11,7 +11,6 @@ mod header_edits;
 mod json;
 mod network;
 mod objects;
-mod password_hash;
 mod problem;
 mod proxy;
 mod section;

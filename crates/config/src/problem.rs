@@ -2,6 +2,8 @@ use std::cell::RefCell;
 use std::fmt;
 use std::ops::Range;
 
+use crate::section::Spelling;
+
 /// One thing that is wrong in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
@@ -16,6 +18,7 @@ pub struct Problem {
 /// All problems of a configuration, in the order of their lines.
 #[derive(Clone, Debug)]
 pub struct Report {
+    spelling: Spelling,
     line_starts: Vec<usize>,
     problems: RefCell<Vec<Problem>>,
 }
@@ -38,9 +41,20 @@ impl Report {
         lines.collect::<Vec<_>>().join("\n")
     }
 
+    /// Of a file.
     pub(crate) fn collector(text: &str) -> Report {
         let newlines = text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at + 1);
-        Report { line_starts: std::iter::once(0).chain(newlines).collect(), problems: RefCell::default() }
+        let line_starts = std::iter::once(0).chain(newlines).collect();
+        Report { spelling: Spelling::Toml, line_starts, problems: RefCell::default() }
+    }
+
+    /// Of an object of the API, which has no lines.
+    pub(crate) fn of_json() -> Report {
+        Report { spelling: Spelling::Json, line_starts: Vec::new(), problems: RefCell::default() }
+    }
+
+    pub(crate) fn spelling(&self) -> Spelling {
+        self.spelling
     }
 
     pub(crate) fn syntax(text: &str, error: &toml_edit::TomlError) -> Report {

@@ -8,9 +8,16 @@ use toml_edit::{Item, TableLike, Value};
 
 use crate::Report;
 
+mod spelling;
 mod values;
 
+pub use spelling::Spelling;
 pub use values::Entry;
+
+/// Longest unknown key that is compared with the known ones, in octets.
+const LONGEST_KEY: usize = 64;
+/// Most keys that are listed for one that is unknown.
+const MOST_LISTED: usize = 12;
 
 /// One table of the file while it is read: each key is asked for once, and what was never asked for is a
 /// mistake of the writer.
@@ -32,18 +39,13 @@ impl<'a> Section<'a> {
         Section { path: name.to_owned(), ..Section::root(table, report) }
     }
 
-    /// Where in the file the table is.
-    pub fn place(&self) -> &str {
-        &self.path
-    }
-
     /// The table under `key`; an empty one when it is absent.
     pub fn table(&mut self, key: &'static str) -> Section<'a> {
         let item = self.take(key);
         let table = item.and_then(Item::as_table_like);
         if table.is_none() && item.is_some() {
-            let hint = format!("write [{}] and its keys below", self.full(key));
-            self.refuse(key, &format!("{} is a table", self.full(key)), &hint);
+            let (message, hint) = self.no_table(key);
+            self.refuse(key, &message, &hint);
         }
         self.below(table, self.full(key), item.and_then(Item::span))
     }
@@ -68,8 +70,8 @@ impl<'a> Section<'a> {
                 tables.map(|table| self.below(Some(table), path.clone(), table.span())).collect()
             }
             _ => {
-                let hint = format!("write [[{path}]] once for each");
-                self.refuse(key, &format!("{path} is a list of tables"), &hint);
+                let (message, hint) = self.no_tables(key);
+                self.refuse(key, &message, &hint);
                 Vec::new()
             }
         }
@@ -141,8 +143,8 @@ impl<'a> Section<'a> {
         example: &str,
     ) -> Option<T> {
         let Some(item) = self.take(key) else {
-            let hint = format!("add {key} = \"{example}\"");
-            self.report.add(self.span.clone(), format!("[{}] has no {key}", self.path), hint);
+            let hint = format!("add {}", self.pair(key, &format!("\"{example}\"")));
+            self.report.add(self.span.clone(), format!("{} has no {key}", self.heading()), hint);
             return None;
         };
         let Some(text) = item.as_str() else {
@@ -226,7 +228,8 @@ impl<'a> Section<'a> {
             match value.as_str().and_then(&parse) {
                 Some(value) => values.push(value),
                 None => {
-                    let message = format!("{} cannot hold {}", self.full(key), shown(value.to_string()));
+                    let message =
+                        format!("{} cannot hold {}", self.full(key), self.shown(&Item::Value(value.clone())));
                     self.report.add(value.span(), message, format!("write {expected}"));
                 }
             }
@@ -284,10 +287,12 @@ impl<'a> Section<'a> {
     pub fn finish(self) {
         let Some(table) = self.table else { return };
         for (key, _) in table.iter().filter(|(key, _)| !self.known.contains(key)) {
-            let near = self.known.iter().max_by(|a, b| strsim::jaro(key, a).total_cmp(&strsim::jaro(key, b)));
-            let hint = match near {
+            let hint = match nearest(key, &self.known) {
                 Some(near) => format!("the nearest key is `{near}`"),
-                None => "remove it".to_owned(),
+                None if (1..=MOST_LISTED).contains(&self.known.len()) => {
+                    format!("remove it, or write one of {}", self.known.join(", "))
+                }
+                None => "remove it: no key here is called so or nearly so".to_owned(),
             };
             self.report.add(self.span_of(key), format!("unknown key `{}`", self.full(key)), hint);
         }
@@ -310,7 +315,7 @@ impl<'a> Section<'a> {
     }
 
     fn wrong(&self, key: &str, item: &Item, expected: &str) {
-        let message = format!("{} cannot be {}", self.full(key), shown(item.to_string()));
+        let message = format!("{} cannot be {}", self.full(key), self.shown(item));
         self.refuse(key, &message, &format!("write {expected}"));
     }
 
@@ -324,12 +329,15 @@ impl<'a> Section<'a> {
     }
 }
 
-fn shown(value: String) -> String {
-    let value = value.trim();
-    match value.char_indices().nth(40) {
-        Some((end, _)) => format!("`{}…`", &value[..end]),
-        None => format!("`{value}`"),
+/// The key that was probably meant, if any: at most a third of its letters differ.
+fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
+    if key.len() > LONGEST_KEY {
+        return None;
     }
+    let key = key.to_ascii_lowercase();
+    let distances = known.iter().map(|other| (strsim::osa_distance(&key, other), *other));
+    let (distance, near) = distances.min_by_key(|(distance, _)| *distance)?;
+    (distance <= near.len().max(key.len()) / 3).then_some(near)
 }
 
 fn parse_address(text: &str, port: u16) -> Option<SocketAddr> {
@@ -351,4 +359,31 @@ pub fn parse_duration(text: &str) -> Option<u32> {
         _ => return None,
     };
     number.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nearest;
+
+    #[test]
+    fn only_a_key_that_is_near_is_suggested() {
+        let known = ["listen", "via", "max_body", "trusted_proxies", "log"];
+        for (key, near) in [
+            ("lisen", Some("listen")),
+            ("Listen", Some("listen")),
+            ("max-body", Some("max_body")),
+            ("maxbody", Some("max_body")),
+            ("trusted_proxy", Some("trusted_proxies")),
+            ("lgo", Some("log")),
+            ("cache", None),
+            ("tls", None),
+            ("x", None),
+            ("", None),
+            ("compression", None),
+        ] {
+            assert_eq!(nearest(key, &known), near, "{key}");
+        }
+        assert_eq!(nearest("x", &[]), None);
+        assert_eq!(nearest(&"listen".repeat(1000), &known), None);
+    }
 }

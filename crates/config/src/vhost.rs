@@ -144,15 +144,15 @@ fn backends(table: &mut Section<'_>, redirected: bool) -> Vec<BackendTarget> {
     let mut backends = listed.unwrap_or_default();
     backends.extend(ip.map(|ip| BackendTarget::Address(SocketAddrV4::new(ip, port.unwrap_or(80)))));
     backends.extend(app.map(|name| BackendTarget::App { name, port: port.unwrap_or(80) }));
-    let place = table.place();
+    let place = table.heading();
     if redirected && written > 0 {
         let hint = "write redirect, or one of backend_ip, backends and backend";
-        table.refuse("redirect", &format!("[{place}] has backends and a redirect"), hint);
+        table.refuse("redirect", &format!("{place} has backends and a redirect"), hint);
     } else if !redirected && written != 1 {
         let hint = "write one of backend_ip (with backend_port), backends, backend, or redirect";
         let message = match written {
-            0 => format!("[{place}] has no backend"),
-            _ => format!("[{place}] names its backends {written} times"),
+            0 => format!("{place} has no backend"),
+            _ => format!("{place} names its backends {written} times"),
         };
         table.refuse_all(&message, hint);
     } else if written == 1 && table.is_empty_list("backends") {
@@ -172,8 +172,8 @@ fn redirect(table: &mut Section<'_>) -> Option<Redirect> {
         table.refuse("redirect_status", &message, "write 301, 302, 303, 307 or 308");
     }
     if to.is_none() && has_status {
-        let hint = "write redirect = \"https://new.example{uri}\" beside it";
-        table.refuse("redirect_status", "redirect_status goes with redirect", hint);
+        let hint = format!("write {} beside it", table.pair("redirect", "\"https://new.example{uri}\""));
+        table.refuse("redirect_status", "redirect_status goes with redirect", &hint);
     }
     let to = to?;
     if let Some(hint) = redirect_trouble(&to) {

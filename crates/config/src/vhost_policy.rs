@@ -2,12 +2,13 @@
 
 use proximity_table::{
     Access, Affinity, Balance, BasicAuth, BasicUser, ForwardAuth, HostPolicy, Label, LogPolicy,
-    PassivePolicy, ProxyProtocol, RetryPolicy, Timeouts, VhostLimits, VhostPolicy,
+    PassivePolicy, ProxyProtocol, RetryPolicy, Timeouts, VhostLimits, VhostPolicy, is_token,
+    password_hash_trouble,
 };
 
+use crate::header_edits;
 use crate::section::Section;
 use crate::vhost::{Hashes, backend_target, is_path};
-use crate::{header_edits, password_hash};
 
 /// Cookie that keeps a visitor at a backend when none is named.
 const COOKIE: &str = "proximity_backend";
@@ -57,10 +58,7 @@ pub fn read(table: &mut Section<'_>, app: Option<&Label>, hashes: Hashes) -> Vho
 fn affinity(table: &mut Section<'_>) -> Option<Affinity> {
     let text = table.text("affinity")?;
     // RFC 6265 §4.1.1 and RFC 9110 §5.6.2: both names are tokens.
-    let token = |name: &str| {
-        let good = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-        (!name.is_empty() && name.len() <= 64 && name.bytes().all(good)).then(|| name.to_owned())
-    };
+    let token = |name: &str| (name.len() <= 64 && is_token(name.as_bytes())).then(|| name.to_owned());
     let affinity = match text.split_once(':') {
         None if text == "ip" => Some(Affinity::ClientIp),
         None if text == "cookie" => Some(Affinity::Cookie(COOKIE.to_owned())),
@@ -134,16 +132,18 @@ fn auth(
     let copy_headers = header_edits::names(&auth, "copy_headers", copied);
 
     if written && !auth.has("users") && forward.is_none() {
-        let hint =
-            "write users = { NAME = \"hash\" }, or forward = \"app:port\"; leave [vhost.auth] out for none";
-        auth.refuse_all("[vhost.auth] lets nobody in and asks nobody", hint);
+        let heading = auth.heading();
+        let (users, forward) = (one_user(&auth), auth.pair("forward", "\"app:port\""));
+        let hint = format!("write {users}, or {forward}; leave {heading} out for none");
+        auth.refuse_all(&format!("{heading} lets nobody in and asks nobody"), &hint);
     }
     if realm.is_some() && !auth.has("users") {
-        auth.refuse("realm", "realm goes with users", "write users = { NAME = \"hash\" } beside it");
+        auth.refuse("realm", "realm goes with users", &format!("write {} beside it", one_user(&auth)));
     }
     if forward.is_none() && (path.is_some() || has_copied) {
         let key = if path.is_some() { "forward_path" } else { "copy_headers" };
-        auth.refuse(key, &format!("{key} goes with forward"), "write forward = \"app:port\" beside it");
+        let hint = format!("write {} beside it", auth.pair("forward", "\"app:port\""));
+        auth.refuse(key, &format!("{key} goes with forward"), &hint);
     }
     let realm = realm.unwrap_or_else(|| app.map_or_else(|| "Proximity".to_owned(), Label::to_string));
     // RFC 9110 §5.6.4: what a quoted string holds without escapes.
@@ -172,16 +172,20 @@ fn auth(
     ((!users.is_empty()).then_some(BasicAuth { realm, users }), forward)
 }
 
+fn one_user(auth: &Section<'_>) -> String {
+    auth.pair("users", &auth.inline("NAME", "\"hash\""))
+}
+
 fn users(auth: &mut Section<'_>, hashes: Hashes) -> Vec<BasicUser> {
-    let expected = "a table of names and hashes such as { alice = \"$2b$…\" }";
+    let expected = auth.table_such_as("alice", "\"$2b$…\"");
     let mut users: Vec<BasicUser> = Vec::new();
     if hashes == Hashes::MayBeKept && auth.is_list("users") {
         let names = auth.list("users", "names in quotes", |name| Some(name.to_owned())).unwrap_or_default();
         users.extend(names.into_iter().map(|name| BasicUser { name, hash: String::new() }));
     } else {
-        for entry in auth.entries("users", expected) {
+        for entry in auth.entries("users", &expected) {
             let kept = hashes == Hashes::MayBeKept && entry.value.is_empty();
-            if let Some(hint) = password_hash::trouble(&entry.value).filter(|_| !kept) {
+            if let Some(hint) = password_hash_trouble(&entry.value).filter(|_| !kept) {
                 let message = format!("the hash of {} cannot be checked", entry.name);
                 auth.refuse_at(entry.span, message, hint);
             }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-const BCRYPT: &str = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234";
+const BCRYPT: &str = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232";
 
 const EVERY_KEY: &str = r#"
 [[vhost]]
@@ -66,7 +66,7 @@ add = { Vary = "Accept", Link = ["</a>", "</b>"] }
 remove = ["X-Frame-Options", "x-frame-options"]
 [vhost.auth]
 realm = "Shop"
-users = { alice = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234" }
+users = { alice = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232" }
 forward = "authelia:9091"
 forward_path = "/api/verify"
 copy_headers = ["Remote-User"]
@@ -274,6 +274,9 @@ fn what_cannot_be_is_told_with_its_line() {
         ("max_body = \"10 miles\"", "10MiB"),
         ("tls_server_name = \"a b\"", "is not a host name"),
         ("blance = \"random_two\"", "the nearest key is `balance`"),
+        ("timeout = \"5s\"", "the nearest key is `timeouts`"),
+        ("cache = true", "remove it: no key here"),
+        ("[vhost.passive]\ncolour = 1", "one of failures, window, pause"),
         ("redirect = \"https://new.example\"", "has backends and a redirect"),
         ("redirect_status = 301", "goes with redirect"),
         ("[vhost.health]\nstatus = \"399-200\"", "200-399"),
@@ -298,7 +301,7 @@ fn what_cannot_be_is_told_with_its_line() {
         ("[vhost.response_headers]\nset = \"a: b\"", "a table such as"),
         ("[vhost.auth]\nusers = { alice = \"secret\" }", "htpasswd"),
         ("[vhost.auth]\nusers = { alice = \"\" }", "the hash of alice"),
-        ("[vhost.auth]\nusers = [\"alice\"]", "a table of names and hashes"),
+        ("[vhost.auth]\nusers = [\"alice\"]", "a table such as { alice = "),
         ("[vhost.auth]\nrealm = \"a\"", "lets nobody in"),
         ("[vhost.auth]\nforward = \"authelia\"", "authelia:9091"),
         ("[vhost.auth]\nforward_path = \"/x\"", "goes with forward"),
@@ -390,6 +393,54 @@ fn only_json_may_leave_a_hash_to_be_kept() {
     assert!(users(json!({"alice": "secret"})).unwrap_err().to_string().contains("hash of alice"));
     assert!(users(json!(["a", "a"])).unwrap_err().to_string().contains("named twice"));
     assert!(users(json!(["a:b"])).unwrap_err().to_string().contains("colons"));
+}
+
+/// Whoever writes JSON is told in JSON, whoever writes the file in its language.
+#[test]
+fn hints_are_written_as_their_reader_writes() {
+    let told = |object: Value| from_json(object).expect_err("it is wrong").to_string();
+    for (object, says, hint) in [
+        (json!({"backend": "a"}), "vhost has no app_name", "add \"app_name\": \"nginx\""),
+        (json!({"app_name": "a"}), "vhost has no backend", "redirect"),
+        (
+            json!({"app_name": "a", "backend": "a", "auth": {"realm": "x"}}),
+            "vhost.auth lets nobody in",
+            "\"users\": {\"NAME\": \"hash\"}",
+        ),
+        (
+            json!({"app_name": "a", "backend": "a", "auth": {"users": [{"a": 1}]}}),
+            "vhost.auth.users cannot hold `{\"a\":1}`",
+            "names in quotes",
+        ),
+        (
+            json!({"app_name": "a", "backend": "a", "response_headers": {"set": [1, true]}}),
+            "vhost.response_headers.set cannot be `[1,true]`",
+            "an object such as {\"X-Frame-Options\": \"DENY\"}",
+        ),
+        (
+            json!({"app_name": "a", "backend": "a", "health": 5}),
+            "vhost.health is an object",
+            "{\"KEY\": VALUE}",
+        ),
+        (json!({"app_name": "a", "backend": "a", "path": {}}), "vhost.path is a list of objects", "[{"),
+        (
+            json!({"app_name": "a", "backend": "a", "redirect_status": 301}),
+            "goes with redirect",
+            "write \"redirect\": \"https://",
+        ),
+    ] {
+        let report = told(object.clone());
+        assert!(report.contains(says) && report.contains(hint), "{object}: {report}");
+        assert!(!report.contains(" = ") && !report.contains("[vhost"), "{object}: {report}");
+    }
+    let forward = json!({"port": 2222, "to": ["a:1", "b:1"], "balance": "random_two"});
+    let report = forward_from_json(forward.as_object().unwrap()).unwrap_err().to_string();
+    assert!(report.contains("add \"mode\": \"proxy\"") && !report.contains(" = "), "{report}");
+    let file = wrong("[vhost.auth]\nrealm = \"x\"");
+    assert!(
+        file.contains("[vhost.auth] lets nobody in") && file.contains("users = { NAME = \"hash\" }"),
+        "{file}"
+    );
 }
 
 #[test]

@@ -33,7 +33,6 @@ const CHECK_WITHIN: Duration = Duration::from_secs(5);
 /// Asks for name and password where the vhost wants them (RFC 7617).
 pub async fn by_password(ticket: &mut Ticket<'_>, asked: &Asked<'_>) -> Result<(), Refusal> {
     let Some(users) = &asked.site.users else { return Ok(()) };
-    let Some(users) = users else { return Err(Reason::Forbidden.into()) };
     let shared = &ticket.worker.shared;
     let now = shared.millis(ticket.start);
     let field = ticket.head.value(Kind::Authorization, ticket.bytes);

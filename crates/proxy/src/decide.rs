@@ -78,6 +78,9 @@ pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>) -> Result<Asked<'
         let caller = |ip| world.caller(ip).map(|label| label.as_str().to_owned());
         access.judge(ticket.client, caller).map_err(Reason::from)?;
     }
+    if let Some(reason) = site.fault {
+        return Err(reason.into());
+    }
     let limits = &site.policy().limits;
     let slot = shared.clients.enter(site.scope, ticket.client, limits.client_connections);
     let slot = slot.map_err(Reason::from)?;

@@ -1,7 +1,7 @@
 use proximity_table::{Action, BackendKey, Route, Verdict};
 
 use crate::pages::words;
-use crate::{BackendLoad, Reason};
+use crate::{BackendLoad, Reason, site};
 
 /// What a visitor meets, in the words of the page that says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +20,9 @@ pub struct Explanation {
 /// tells what requests found out of a backend.
 pub fn explain(route: Option<&Route>, load: impl Fn(&BackendKey) -> Option<BackendLoad>) -> Explanation {
     let Some(route) = route else { return Explanation::of(Some(Reason::UnknownHost)) };
+    if let Some(reason) = site::fault(&route.policy) {
+        return Explanation::of(Some(reason));
+    }
     let Action::Proxy(service) = &route.root else { return Explanation::of(None) };
     Explanation::of(match service.verdict {
         Verdict::Disabled => Some(Reason::Disabled),
@@ -104,6 +107,15 @@ mod tests {
         assert_eq!(of(Verdict::Starting), Some(Reason::Starting));
         assert_eq!(of(Verdict::Disabled), Some(Reason::Disabled));
         assert_eq!(of(Verdict::Ready), None);
+    }
+
+    #[test]
+    fn a_vhost_that_lets_nobody_in_is_told() {
+        let mut closed = route(Verdict::Ready, 1);
+        let mut policy = VhostPolicy::default();
+        policy.request_headers.remove = vec!["host".to_owned()];
+        closed.policy = policy.shared();
+        assert_eq!(explain(Some(&closed), |_| None).reason, Some(Reason::Misconfigured));
     }
 
     #[test]

@@ -2,6 +2,7 @@ use std::fmt;
 use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use proximity_table::is_token_octet;
 use thiserror::Error;
 
 use crate::Reason;
@@ -302,7 +303,7 @@ impl Element {
     /// Takes `name=value` from the beginning of `text` and returns what follows.
     fn take_pair<'a>(&mut self, text: &'a [u8], seen: &mut Seen) -> Result<&'a [u8], ForwardedError> {
         let bad = ForwardedError::BadForwarded;
-        let end = text.iter().position(|&byte| !is_token(byte)).ok_or(bad)?;
+        let end = text.iter().position(|&byte| !is_token_octet(byte)).ok_or(bad)?;
         let (name, rest) = text.split_at(end);
         let rest = rest.strip_prefix(b"=").filter(|_| end > 0).ok_or(bad)?;
         let (value, rest) = take_value(rest).ok_or(bad)?;
@@ -331,7 +332,7 @@ impl Element {
 /// Takes a token or a quoted string (RFC 9110 §5.6.4).
 fn take_value(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let Some(quoted) = text.strip_prefix(b"\"") else {
-        let end = text.iter().position(|&byte| !is_token(byte)).unwrap_or(text.len());
+        let end = text.iter().position(|&byte| !is_token_octet(byte)).unwrap_or(text.len());
         return (end > 0).then(|| (text[..end].to_vec(), &text[end..]));
     };
     let mut value = Vec::new();
@@ -344,10 +345,6 @@ fn take_value(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
         }
     }
     None
-}
-
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// RFC 7239 §6.
@@ -402,7 +399,7 @@ fn write_ip(to: &mut Vec<u8>, ip: IpAddr) {
 }
 
 fn write_value(to: &mut Vec<u8>, value: &str) {
-    if value.bytes().all(is_token) {
+    if value.bytes().all(is_token_octet) {
         to.extend_from_slice(value.as_bytes());
         return;
     }

@@ -95,7 +95,7 @@ pub use forwarded::{
     Element, ForwardedError, Hop, Node, Origin, Scheme, Told, origin, parse_forwarded, write_forwarded,
     write_forwarded_for, write_forwarded_rest, write_x_forwarded_for,
 };
-pub use header_edits::{CompiledEdits, EditError};
+pub use header_edits::CompiledEdits;
 pub use health::{Monitor, Outcome};
 pub use histogram::{BOUNDS as DURATION_BOUNDS, Durations, Histogram};
 pub use host::{HostError, normalise};

@@ -167,6 +167,11 @@ pub fn words(reason: Reason) -> Words {
             "The administrator has disabled this address.",
             "Ask the administrator of this network to enable it.",
         ),
+        Reason::Misconfigured => (
+            "This address is set up wrongly",
+            "Its header edits or its users cannot be carried out as they stand, so nobody is let through.",
+            "Ask the administrator to set them again: the command \u{201c}vhost set\u{201d} says what is refused.",
+        ),
         Reason::Forbidden => (
             "This app is not open to you",
             "The administrator lets only certain addresses or apps in here.",

@@ -17,12 +17,14 @@ const LEAST_RETRIES: u32 = 5;
 /// A route with what a data thread has ready for its requests.
 pub struct Site {
     pub route: Arc<Route>,
+    /// Why nobody is answered here: the vhost asks for what cannot be done.
+    pub fault: Option<Reason>,
     /// What this thread counts of the app.
     pub counters: Arc<AppCounters>,
     /// Who may ask; `None` when everybody may.
     pub access: Option<AccessRules>,
-    /// Who may by name and password; `Some(None)` lets nobody in.
-    pub users: Option<Option<Arc<BasicUsers>>>,
+    /// Who may by name and password; `None` when nobody is asked.
+    pub users: Option<Arc<BasicUsers>>,
     pub request_edits: Option<CompiledEdits>,
     pub response_edits: Option<CompiledEdits>,
     /// Names that the trailers of a request must not have: those that its header must not have.
@@ -76,22 +78,24 @@ impl Site {
         let paths = route.paths.iter().map(|path| (&*path.prefix, &path.action));
         let ways = std::iter::once(("/", &route.root)).chain(paths).map(of).collect();
         let access = AccessRules::from(&policy.access);
-        // The configuration was checked. A list of users that nevertheless cannot be used lets nobody in, and
-        // edits that cannot be made change nothing.
-        let edits = |edits| CompiledEdits::try_from(edits).ok().filter(|edits| !edits.is_empty());
-        let users = |auth| BasicUsers::try_from(auth).ok().map(Arc::new);
         let auth = route.auth_backend.as_ref().map(|backend| Ways {
             members: vec![Member { key: backend.key, state: shared.backends.state(backend.key, now_ms) }],
             lanes: vec![pool.plain_lane(backend.key)],
             path: "/".into(),
         });
+        // The configuration was checked, perhaps by another version: what nevertheless cannot be done closes the vhost,
+        // for a header that was to go may be a secret.
+        let compiled = Compiled::new(policy);
+        let fault = compiled.is_none().then_some(Reason::Misconfigured);
+        let Compiled { users, request_edits, response_edits, withheld } = compiled.unwrap_or_default();
         Site {
+            fault,
             counters: shared.apps.counters(&route.app),
             access: (!access.is_open()).then_some(access),
-            users: policy.basic_auth.as_ref().map(users),
-            request_edits: edits(&policy.request_headers),
-            response_edits: edits(&policy.response_headers),
-            withheld: withheld(policy),
+            users,
+            request_edits,
+            response_edits,
+            withheld,
             rules: Rules::of(policy),
             passive: Passive::from(policy.passive),
             budget: RetryBudget::new(policy.retries.budget, LEAST_RETRIES, now_ms),
@@ -194,13 +198,42 @@ impl Target<'_> {
     }
 }
 
+/// What a policy says of users and header fields, made ready.
+#[derive(Default)]
+struct Compiled {
+    users: Option<Arc<BasicUsers>>,
+    request_edits: Option<CompiledEdits>,
+    response_edits: Option<CompiledEdits>,
+    withheld: Option<Rc<CompiledEdits>>,
+}
+
+/// Why requests for a vhost of this policy are refused, if they are.
+pub fn fault(policy: &VhostPolicy) -> Option<Reason> {
+    Compiled::new(policy).is_none().then_some(Reason::Misconfigured)
+}
+
+impl Compiled {
+    /// `None` when something of it cannot be done.
+    fn new(policy: &VhostPolicy) -> Option<Compiled> {
+        let some = |edits: CompiledEdits| Some(edits).filter(|edits| !edits.is_empty());
+        let edits = |edits| CompiledEdits::try_from(edits).map(some).ok();
+        let users = policy.basic_auth.as_ref().map(BasicUsers::try_from).transpose();
+        Some(Compiled {
+            users: users.ok()?.map(Arc::new),
+            request_edits: edits(&policy.request_headers)?,
+            response_edits: edits(&policy.response_headers)?,
+            withheld: some(withheld(policy)?).map(Rc::new),
+        })
+    }
+}
+
 /// What the administrator takes or replaces, and what only the auth service may say.
-fn withheld(policy: &VhostPolicy) -> Option<Rc<CompiledEdits>> {
+fn withheld(policy: &VhostPolicy) -> Option<CompiledEdits> {
     let edits = &policy.request_headers;
     let replaced = edits.set.iter().map(|(name, _)| name);
     let granted = policy.forward_auth.iter().flat_map(|auth| &auth.copy_headers);
     let names = edits.remove.iter().chain(replaced).chain(granted).map(String::as_str);
-    CompiledEdits::new([], [], names).ok().filter(|edits| !edits.is_empty()).map(Rc::new)
+    CompiledEdits::new([], [], names).ok()
 }
 
 /// Whether requests may go to the backends of a service.

@@ -91,6 +91,8 @@ reasons! {
     Starting, "starting", 503;
     /// The administrator disabled the vhost.
     Disabled, "disabled", 503;
+    /// The vhost asks for header edits or has users that cannot be.
+    Misconfigured, "misconfigured", 500;
     /// Every backend is at its limit, and so is the queue.
     QueueFull, "queue_full", 503;
     /// No backend became free in time.

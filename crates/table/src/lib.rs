@@ -33,12 +33,14 @@ mod address;
 mod derive;
 mod facts;
 mod forward;
+mod header_field;
 mod health;
 mod intent;
 mod lease;
 mod ledger;
 mod name;
 mod pairs;
+mod password_hash;
 mod policy;
 mod proxy_settings;
 mod record;
@@ -51,11 +53,13 @@ mod zone;
 pub use address::{AddressError, Ipv4Net, Ipv4Range, Mac};
 pub use facts::{Change, Facts, Touched};
 pub use forward::{Forward, ForwardTarget, ResolvedForward, StreamPolicy};
+pub use header_field::{FieldError, check_field_value, editable_field, is_token, is_token_octet};
 pub use health::{BackendKey, Health, HealthState};
 pub use intent::{AutoVhost, CustomOption, Intent, Network, Owned, Protocol, Reservation, Source};
 pub use lease::{Lease, LeaseState};
 pub use ledger::Ledger;
 pub use name::{Label, Name, NameError};
+pub use password_hash::password_hash_trouble;
 pub use policy::{
     Access, Affinity, Balance, BasicAuth, BasicUser, ForwardAuth, HeaderEdits, HostPolicy, LogPolicy,
     PassivePolicy, ProxyProtocol, Rate, RetryPolicy, Timeouts, VhostLimits, VhostPolicy,

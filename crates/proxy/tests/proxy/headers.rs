@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use proximity_proxy::{AccessLog, Reason};
-use proximity_table::{HeaderEdits, HostPolicy, LogSettings, ProxySettings};
+use proximity_table::{
+    BackendTarget, BasicAuth, BasicUser, ForwardAuth, HeaderEdits, HostPolicy, LogSettings, ProxySettings,
+    VhostPolicy,
+};
 
 use crate::support::{Backend, Client, Proxy, Request, Table, vhost, with};
 
@@ -241,4 +244,36 @@ fn what_connection_names_stays_behind() {
     let response = client.response();
     assert_eq!((response.text().as_str(), response.header("content-length")), ("ok", vec!["2"]));
     assert!(response.header("x-hop").is_empty() && response.header("proxy-connection").is_empty());
+}
+
+/// Objects of another version may ask for what this one cannot do: half of it is not done either.
+#[test]
+fn a_vhost_whose_policy_cannot_be_carried_out_lets_nobody_in() {
+    let backend = Backend::answering("secret");
+    let of = |name: &str, change: fn(&mut VhostPolicy)| with(vhost(name, &[backend.addr]), change);
+    let unusable = [
+        of("removes", |policy| policy.request_headers.remove = names(&["upgrade"])),
+        of("sets", |policy| policy.response_headers.set = fields(&[("x-a", "1\r\nX-B: 2")])),
+        of("copies", |policy| {
+            policy.forward_auth = Some(ForwardAuth {
+                to: BackendTarget::Address("127.0.0.1:9".parse().unwrap()),
+                path: "/".to_owned(),
+                copy_headers: names(&["host"]),
+            })
+        }),
+        of("users", |policy| {
+            let users = vec![BasicUser { name: "alice".to_owned(), hash: "secret".to_owned() }];
+            policy.basic_auth = Some(BasicAuth { realm: "a".to_owned(), users });
+        }),
+    ];
+    let hosts = ["removes", "sets", "copies", "users"].map(|name| format!("{name}.prox.local"));
+    let proxy = Proxy::start(&Table::of(unusable.into()));
+    for host in &hosts {
+        let mut client = proxy.connect();
+        client.send(&format!("GET / HTTP/1.1\r\nHost: {host}\r\nAccept: application/json\r\n\r\n"));
+        let response = client.response();
+        assert_eq!(response.status, 500, "{host}");
+        assert!(response.text().contains("\"reason\":\"misconfigured\""), "{host}: {}", response.text());
+    }
+    assert_eq!((proxy.count(Reason::Misconfigured), backend.requests().len()), (4, 0));
 }
