@@ -2,6 +2,7 @@ use std::future::poll_fn;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::caller::Caller;
 use crate::decide::{Asked, Refusal};
 use crate::exchange::{Exchange, Fate};
 use crate::http1::write::push_field;
@@ -66,7 +67,7 @@ pub async fn by_password(ticket: &mut Ticket<'_>, asked: &Asked<'_>) -> Result<(
 
 impl Exchange<'_, '_, '_> {
     /// Asks the service that decides who may pass, where the vhost has one.
-    pub async fn by_service(&mut self, asked: &Asked<'_>) -> Result<Verdict, Refusal> {
+    pub async fn by_service(&mut self, caller: &Caller, asked: &Asked<'_>) -> Result<Verdict, Refusal> {
         let site = &asked.site;
         let Some(auth) = &site.policy().forward_auth else { return Ok(Verdict::Passes(Vec::new())) };
         let Some(lane) = site.auth.as_ref().and_then(|ways| ways.lanes.first()) else {
@@ -85,6 +86,9 @@ impl Exchange<'_, '_, '_> {
                 Some(stream) => Up::Http1(Side::new(stream, worker.buffers.clone())),
                 None => self.connect(lane).await.map_err(unavailable)?,
             };
+            if asked.has_left(caller, self.ticket.host, lane.backend()) {
+                return Err(Reason::BackendLeft.into());
+            }
             if let Up::Http1(side) = &mut up {
                 question(side.begin(false), &auth.path, self.ticket, &uri, asked);
             }

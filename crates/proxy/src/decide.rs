@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 use std::rc::Rc;
 
-use proximity_table::{Generation, World};
+use proximity_table::{BackendKey, Generation, World};
 
 use crate::access::client_fields;
 use crate::caller::Caller;
@@ -17,7 +17,7 @@ pub const EVERYWHERE: u64 = 0;
 pub struct Asked<'a> {
     pub site: Rc<Site>,
     /// The world in which it was decided where it goes.
-    pub generation: Generation,
+    generation: Generation,
     /// The target in origin form.
     pub target: &'a [u8],
     /// Field lines that tell the backend who asked.
@@ -46,6 +46,13 @@ impl From<RetryAfter> for Refusal {
     fn from(wait: RetryAfter) -> Refusal {
         let fields = format!("Retry-After: {}\r\n", wait.seconds).into_bytes();
         Refusal { reason: Reason::RateLimited, fields }
+    }
+}
+
+impl Asked<'_> {
+    /// Whether a backend is somebody else's by now, as whoever waited may find.
+    pub fn has_left(&self, caller: &Caller, host: &[u8], backend: BackendKey) -> bool {
+        caller.worker.generation() != self.generation && !caller.leads_to(host, &self.site, backend)
     }
 }
 

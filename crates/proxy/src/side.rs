@@ -163,6 +163,12 @@ impl Side {
         polled
     }
 
+    /// Takes in what the kernel has, although it has not been told of yet.
+    pub fn look_again(&mut self) {
+        let buffer = self.input.get_or_insert_with(|| self.buffers.small());
+        self.stream.fill_now(buffer);
+    }
+
     fn pass(&mut self, octets: usize) {
         if let Some(buffer) = &mut self.input {
             buffer.consume(octets);

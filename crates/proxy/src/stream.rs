@@ -44,6 +44,16 @@ impl Stream {
         Poll::Ready(Ok(octets))
     }
 
+    /// Reads what is there without asking whether it was announced. Who fails to write must look before it gives up: an
+    /// answer may have come before the end, in events that are not fetched yet. Only for connections in clear.
+    pub fn fill_now(&mut self, buffer: &mut Buffer) {
+        if let Stream::Tcp(stream) = self
+            && let Ok((_, octets)) = recv(stream, buffer.space(), RecvFlags::empty())
+        {
+            buffer.filled(octets);
+        }
+    }
+
     /// Reads into a buffer of somebody else's.
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {

@@ -85,6 +85,13 @@ impl Up {
         }
     }
 
+    /// Takes in what has come and was not announced yet.
+    pub fn look_again(&mut self) {
+        if let Up::Http1(side) = self {
+            side.look_again();
+        }
+    }
+
     /// What the response's head speaks of.
     pub fn head_bytes(&self) -> &[u8] {
         match self {

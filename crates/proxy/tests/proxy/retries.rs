@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use proximity_proxy::Reason;
 use proximity_table::{
-    Change, LeaseState, PassivePolicy, RetryPolicy, Source, Timeouts, VhostLimits, VhostPolicy,
+    BackendTarget, Change, LeaseState, PassivePolicy, RetryPolicy, Source, Timeouts, Vhost, VhostLimits,
+    VhostPolicy,
 };
 
 use crate::support::{Backend, Client, PATIENCE, Proxy, Table, lease, vhost, with};
@@ -297,27 +298,60 @@ fn two_full_backends_share_the_work() {
     clients.iter_mut().for_each(|client| assert_eq!(client.response().status, 200));
 }
 
+/// A vhost that follows the app `wiki` on a port, one request at a time and one in the line; the app is on loopback.
+fn followed(port: u16) -> Table {
+    let app = BackendTarget::App { name: "wiki".parse().unwrap(), port };
+    let wiki = Vhost { backends: vec![app], ..vhost("wiki", &[]) };
+    let mut table = Table::new("127.0.0.1/8", 1);
+    table.change(Change::Lease(lease("wiki", Ipv4Addr::LOCALHOST, 1, LeaseState::Bound)));
+    table.change(Change::Vhost(Source::Config, with(wiki, limited(1, 20)).into()));
+    table
+}
+
+/// One request that is being answered, and one that waits behind it.
+fn one_waits(proxy: &Proxy, arrivals: &Receiver<String>) -> (Client, [Client; 2]) {
+    let first = get(proxy, "/first");
+    assert_eq!(arrivals.recv_timeout(PATIENCE).unwrap(), "/first");
+    // There is one place in the line: when one of two was turned away, the other stands there.
+    let others = [get(proxy, "/a"), get(proxy, "/b")];
+    proxy.until("one waits", |totals| totals.of(Reason::QueueFull) == 1);
+    (first, others)
+}
+
 #[test]
 fn a_request_that_waited_does_not_go_to_the_next_owner_of_the_address() {
     let (backend, arrivals, release) = working();
-    let mut wiki = vhost("wiki", &[backend.addr]);
-    let mut policy = VhostPolicy::default();
-    limited(1, 20)(&mut policy);
-    wiki.policy = policy.into();
-    let mut table = Table::new("127.0.0.1/8", 80);
-    table.change(Change::Lease(lease("wiki", Ipv4Addr::LOCALHOST, 1, LeaseState::Bound)));
-    table.change(Change::Vhost(Source::Config, wiki.into()));
+    let mut table = followed(backend.addr.port());
     let proxy = Proxy::start(&table);
-    let mut first = get(&proxy, "/first");
-    assert_eq!(arrivals.recv_timeout(PATIENCE).unwrap(), "/first");
-    // There is one place in the line: when one of two was turned away, the other stands there.
-    let mut others = [get(&proxy, "/a"), get(&proxy, "/b")];
-    proxy.until("one waits", |totals| totals.of(Reason::QueueFull) == 1);
+    let (mut first, mut others) = one_waits(&proxy, &arrivals);
     table.change(Change::Lease(lease("shop", Ipv4Addr::LOCALHOST, 2, LeaseState::Bound)));
     release.send(()).unwrap();
     assert_eq!(first.response().status, 200);
-    let mut statuses = others.each_mut().map(|client| client.response().status);
-    statuses.sort_unstable();
-    assert_eq!((statuses, proxy.count(Reason::BackendLeft)), ([502, 503], 1));
+    let texts =
+        others.each_mut().map(|client| client.response()).map(|response| (response.status, response.text()));
+    assert!(texts.iter().all(|(status, _)| *status == 503), "{texts:?}");
+    let stopped = texts.iter().filter(|(_, text)| text.contains("is stopped")).count();
+    assert_eq!(stopped, 1, "as if it had come now: {texts:?}");
     assert_eq!(backend.requests().len(), 1, "the next owner never sees it");
+}
+
+#[test]
+fn a_request_that_waited_follows_its_app_to_another_address() {
+    let (old, arrivals, release) = working();
+    let elsewhere = Ipv4Addr::new(127, 0, 0, 2);
+    let new = Backend::on(TcpListener::bind((elsewhere, old.addr.port())).unwrap(), |mut conn| {
+        while conn.request().is_some() {
+            conn.answer("here now");
+        }
+    });
+    let mut table = followed(old.addr.port());
+    let proxy = Proxy::start(&table);
+    let (mut first, mut others) = one_waits(&proxy, &arrivals);
+    table.change(Change::Lease(lease("shop", Ipv4Addr::LOCALHOST, 2, LeaseState::Bound)));
+    table.change(Change::Lease(lease("wiki", elsewhere, 3, LeaseState::Bound)));
+    release.send(()).unwrap();
+    assert_eq!(first.response().status, 200);
+    let texts = others.each_mut().map(|client| client.response().text());
+    assert_eq!(texts.iter().filter(|text| *text == "here now").count(), 1, "{texts:?}");
+    assert_eq!((old.requests().len(), new.requests().len()), (1, 1));
 }
