@@ -10,7 +10,7 @@ use crate::http1::{Delimiter, Kind, Length, Method, RequestHead};
 use crate::side::{Side, Source};
 use crate::ticket::Ticket;
 use crate::up::Up;
-use crate::{Answer, NormalPath, Reason, split_target};
+use crate::{Answer, NormalPath, Reason, split_target, with_path};
 
 /// The field in which services name the user; logged where it is copied.
 const USER_FIELD: &str = "Remote-User";
@@ -18,7 +18,7 @@ const USER_FIELD: &str = "Remote-User";
 const MOST_PASSED_OVER: usize = 16 * 1024;
 
 /// What whoever was asked says.
-pub enum Verdict {
+pub enum Judgement {
     /// The request may go on, with these field lines in place of the client's own of those names.
     Passes(Vec<(String, Vec<u8>)>),
     /// It was answered in place of the app.
@@ -67,9 +67,9 @@ pub async fn by_password(ticket: &mut Ticket<'_>, asked: &Asked<'_>) -> Result<(
 
 impl Exchange<'_, '_, '_> {
     /// Asks the service that decides who may pass, where the vhost has one.
-    pub async fn by_service(&mut self, caller: &Caller, asked: &Asked<'_>) -> Result<Verdict, Refusal> {
+    pub async fn by_service(&mut self, caller: &Caller, asked: &Asked<'_>) -> Result<Judgement, Refusal> {
         let site = &asked.site;
-        let Some(auth) = &site.policy().forward_auth else { return Ok(Verdict::Passes(Vec::new())) };
+        let Some(auth) = &site.policy().forward_auth else { return Ok(Judgement::Passes(Vec::new())) };
         let Some(lane) = site.auth.as_ref().and_then(|ways| ways.lanes.first()) else {
             return Err(Reason::AuthUnavailable.into());
         };
@@ -112,7 +112,7 @@ impl Exchange<'_, '_, '_> {
             }
             let fate = self.pass_on(up, lane, &response, length, asked, None).await;
             worker.keep_response_head(response);
-            return fate.map(Verdict::Answered).map_err(Refusal::from);
+            return fate.map(Judgement::Answered).map_err(Refusal::from);
         }
         let mut copied = Vec::new();
         for name in &auth.copy_headers {
@@ -132,7 +132,7 @@ impl Exchange<'_, '_, '_> {
         up.give_back(&worker.pool, lane, &response);
         worker.keep_response_head(response);
         self.ticket.lane = None;
-        Ok(Verdict::Passes(copied))
+        Ok(Judgement::Passes(copied))
     }
 }
 
@@ -143,12 +143,7 @@ fn judged_uri(target: &[u8]) -> Result<Vec<u8>, Reason> {
         return Ok(target.to_vec());
     }
     let (path, query) = split_target(target);
-    let mut uri = NormalPath::new(path)?.as_bytes().to_vec();
-    if let Some(query) = query {
-        uri.push(b'?');
-        uri.extend_from_slice(query);
-    }
-    Ok(uri)
+    Ok(with_path(NormalPath::new(path)?.as_bytes(), query))
 }
 
 /// What a question that came to nothing means for the request.

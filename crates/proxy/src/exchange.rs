@@ -7,7 +7,7 @@ use proximity_table::{Affinity, Timeouts};
 use tokio::time::Sleep;
 
 use crate::attempt::{Failure, Onto};
-use crate::auth::{self, Verdict};
+use crate::auth::{self, Judgement};
 use crate::balance::{Ask, Choice, Chosen, Sticky, Tried, choose, cookie_value};
 use crate::caller::Caller;
 use crate::decide::{Asked, Refusal, decide};
@@ -97,8 +97,8 @@ impl Exchange<'_, '_, '_> {
         let mut granted = Vec::new();
         if site.policy().forward_auth.is_some() {
             match Box::pin(self.by_service(caller, &asked)).await? {
-                Verdict::Passes(fields) => granted = fields,
-                Verdict::Answered(fate) => return Ok(fate),
+                Judgement::Passes(fields) => granted = fields,
+                Judgement::Answered(fate) => return Ok(fate),
             }
         }
         match site.place(asked.target)? {

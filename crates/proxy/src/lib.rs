@@ -102,7 +102,7 @@ pub use health::{Monitor, Outcome};
 pub use histogram::{BOUNDS as DURATION_BOUNDS, Durations, Histogram};
 pub use host::{HostError, normalise};
 pub use pages::{AppLink, Inside, Page, Rendered};
-pub use path::{NormalPath, PathError, has_prefix, redirect_location, split_target, strip_prefix};
+pub use path::{NormalPath, PathError, has_prefix, redirect_location, split_target, strip_prefix, with_path};
 pub use prober::{HealthReport, probe};
 pub use proxy_protocol::{
     Addresses, LONGEST as LONGEST_PROXY_HEADER, ProxyHeader, ProxyHeaderError, write_proxy_header,

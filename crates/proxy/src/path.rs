@@ -140,6 +140,16 @@ pub fn has_prefix(path: &[u8], prefix: &[u8]) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.first().is_none_or(|&byte| byte == b'/'))
 }
 
+/// A target with another path: the query stays.
+pub fn with_path(path: &[u8], query: Option<&[u8]>) -> Vec<u8> {
+    let mut target = path.to_vec();
+    if let Some(query) = query {
+        target.push(b'?');
+        target.extend_from_slice(query);
+    }
+    target
+}
+
 /// What a backend behind a stripped prefix sees: the rest, with one `/` in front.
 pub fn strip_prefix<'a>(path: &'a [u8], prefix: &[u8]) -> &'a [u8] {
     let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix);

@@ -8,7 +8,7 @@ use crate::mixing::fnv;
 use crate::pool::{Lane, Pool};
 use crate::{
     AccessRules, AppCounters, BasicUsers, CompiledEdits, Member, NormalPath, Passive, Reason, RetryBudget,
-    Rules, Shared, split_target, strip_prefix,
+    Rules, Shared, split_target, strip_prefix, with_path,
 };
 
 /// Retries each second that a vhost with few requests has, too.
@@ -153,12 +153,7 @@ impl Site {
             Some(PathRoute { prefix, .. }) => strip_prefix(normal.as_bytes(), prefix.as_bytes()),
             None => normal.as_bytes(),
         };
-        let mut changed = path.to_vec();
-        if let Some(query) = query {
-            changed.push(b'?');
-            changed.extend_from_slice(query);
-        }
-        Ok(Some((found, Target::Changed(changed))))
+        Ok(Some((found, Target::Changed(with_path(path, query)))))
     }
 
     /// The number of the next request.
