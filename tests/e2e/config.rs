@@ -7,6 +7,10 @@ use proximity_lab::{DhcpClient, WebServer};
 use proximity_tests::dns_probe::DnsProbe;
 use proximity_tests::test_backend::TestBackend;
 use proximity_tests::{PATIENCE, Site, fetch, polling::until};
+use serde_json::json;
+
+/// The certificate of an authority; worth nothing.
+const AUTHORITY: &str = include_str!("../../crates/proxy/tests/proxy/certificates/authority.pem");
 
 const WRONG: &str = "\
 [appliance]
@@ -68,6 +72,52 @@ fn validate_tells_every_problem_with_file_line_and_hint() {
     let output = site.cli(&["validate", "/run/right.toml"]);
     assert_eq!((output.status.code(), output.stderr.as_str()), (Some(0), ""), "{output:?}");
     assert_eq!(site.cli(&["validate", "/run/absent.toml"]).status.code(), Some(1));
+}
+
+#[test]
+fn a_file_of_certificates_must_be_there_and_hold_some() {
+    let site = Site::start("");
+    site.wait_wan();
+    let vhost = |path: &str| {
+        format!(
+            "[[vhost]]\napp_name = \"nas\"\nbackends = [\"192.168.1.20:5001\"]\nprotocol = \"https\"\ntls_ca = \"{path}\"\n"
+        )
+    };
+    let appliance = site.lab.appliance();
+    appliance.write("/run/empty.pem", "nothing here").expect("written");
+    for (path, wrong) in [("/run/absent.pem", "cannot be read"), ("/run/empty.pem", "has no certificate")] {
+        appliance.write("/run/wrong.toml", &vhost(path)).expect("written");
+        let output = site.cli(&["validate", "/run/wrong.toml"]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = output.stderr;
+        assert!(said.contains("/run/wrong.toml:5: vhost.tls_ca: ") && said.contains(wrong), "{said}");
+
+        let body = json!({"app_name": "nas", "backends": ["192.168.1.20:5001"], "tls_ca": path});
+        let refused = site.api().call("POST", "/vhosts", Some(body)).expect(422);
+        assert!(refused["detail"].as_str().is_some_and(|detail| detail.contains(wrong)), "{refused}");
+        let set = format!("tls_ca={path}");
+        let output = site.cli(&["vhost", "add", "nas", "192.168.1.20:5001", "--set", &set]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(output.stderr.contains(wrong), "{output:?}");
+
+        site.write_config(&vhost(path));
+        assert_eq!(site.cli(&["reload"]).status.code(), Some(1));
+        assert!(site.api().items("/vhosts").is_empty(), "the last good file is in force");
+    }
+    appliance.write("/run/ca.pem", AUTHORITY).expect("written");
+    site.write_config(&vhost("/run/ca.pem"));
+    assert_eq!(site.cli(&["validate"]).status.code(), Some(0));
+    assert_eq!(site.cli(&["reload"]).status.code(), Some(0));
+    let shown = site.api().get("/vhosts/nas");
+    assert_eq!((&shown["tls_ca"], &shown["tls_verify"]), (&"/run/ca.pem".into(), &true.into()));
+}
+
+#[test]
+fn a_start_does_not_fail_for_one_apps_certificates() {
+    let site = Site::start(
+        "[[vhost]]\napp_name = \"nas\"\nbackend_ip = \"10.20.0.5\"\nprotocol = \"https\"\ntls_ca = \"/run/absent.pem\"\n",
+    );
+    assert_eq!(site.api().get("/vhosts/nas")["tls_ca"], "/run/absent.pem");
 }
 
 #[test]

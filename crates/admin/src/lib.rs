@@ -69,6 +69,9 @@ pub trait Appliance: Send + Sync + 'static {
     fn forward_figures(&self, forward: &ResolvedForward) -> ForwardFigures;
     /// What the proxy says to visitors of an app.
     fn said(&self, app: &App) -> Said;
+    /// Whether the file of an authority can be used; else what is wrong with it and, behind the last colon, what to
+    /// do.
+    fn check_authority(&self, path: &str) -> Result<(), String>;
     /// What requests found of a backend; `None` before the first one.
     fn backend_load(&self, key: &BackendKey) -> Option<LoadView>;
     /// Its parts.

@@ -10,7 +10,7 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use proximity_table::{Facts, Protocol};
+use proximity_table::{Facts, Protocol, Vhost};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -180,7 +180,7 @@ async fn create_vhost<A: Appliance>(
     State(appliance): State<Arc<A>>,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let vhost = vhost_input::vhost(read(&body)?, None, &appliance.world().facts.intent().domain)?;
+    let vhost = read_vhost(&*appliance, &body, None)?;
     let name = vhost.app_name.to_string();
     change(&*appliance, move |facts| edit::put_vhost(facts, vhost, false)).await?;
     Ok((StatusCode::CREATED, find_vhost(&*appliance, &name)?).into_response())
@@ -191,9 +191,18 @@ async fn put_vhost<A: Appliance>(
     Path(name): Path<String>,
     body: Bytes,
 ) -> Answer<VhostView> {
-    let vhost = vhost_input::vhost(read(&body)?, Some(&name), &appliance.world().facts.intent().domain)?;
+    let vhost = read_vhost(&*appliance, &body, Some(&name))?;
     change(&*appliance, move |facts| edit::put_vhost(facts, vhost, true)).await?;
     find_vhost(&*appliance, &name)
+}
+
+/// The vhost that a body means, once all that it names is there.
+fn read_vhost<A: Appliance>(appliance: &A, body: &Bytes, name: Option<&str>) -> Result<Vhost, Problem> {
+    let vhost = vhost_input::vhost(read(body)?, name, &appliance.world().facts.intent().domain)?;
+    for path in vhost.authorities() {
+        appliance.check_authority(path).map_err(|text| Problem::explained(format!("tls_ca: {text}")))?;
+    }
+    Ok(vhost)
 }
 
 async fn show_vhost<A: Appliance>(

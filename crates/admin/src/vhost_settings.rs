@@ -29,11 +29,12 @@ pub fn of_redirect(redirect: Option<&Redirect>) -> Settings {
     settings
 }
 
-/// `tls_verify` and `tls_server_name`, where they are not as in `base`.
+/// `tls_verify`, `tls_server_name` and `tls_ca`, where they are not as in `base`.
 pub fn of_tls(tls: &BackendTls, base: &BackendTls) -> Settings {
     let mut settings = Settings::new();
     note(&mut settings, "tls_verify", &tls.verify, &base.verify, |value| json!(value));
     note(&mut settings, "tls_server_name", &tls.server_name, &base.server_name, |value| json!(value));
+    note(&mut settings, "tls_ca", &tls.ca, &base.ca, |value| json!(value));
     settings
 }
 

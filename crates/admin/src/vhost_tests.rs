@@ -74,6 +74,7 @@ fn what_is_shown_can_be_sent_back() {
             r#"{{"app_name": "a", "backend": "a", "balance": "random_two", "affinity": "header:X-Id",
             "host_header": "preserve", "compress": true, "slow_start": 30, "retries": 0, "retry_budget": 5,
             "send_proxy_protocol": "v1", "protocol": "https", "tls_verify": true, "tls_server_name": "a.local",
+            "tls_ca": "/etc/ssl/a.pem",
             "max_body": "10MiB", "log": false, "log_sample": 7, "enabled": false,
             "health": {{"uri": "/up", "method": "HEAD", "port": 81, "status": 204, "rise": 2, "fall": 3}},
             "passive": {{"failures": 0, "window": 5, "pause": "1m"}},

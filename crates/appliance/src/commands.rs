@@ -28,7 +28,7 @@ pub type Done = Result<(), String>;
 pub fn validate(asked: &Asked, file: Option<PathBuf>) -> Done {
     let path = file.unwrap_or_else(|| asked.place.config.clone());
     let text = daemon::read_text(&path).map_err(|error| error.to_string())?;
-    let result = proximity_config::Config::parse(&text);
+    let result = proximity_config::Config::parse_with(&text, daemon::check_authority);
     if asked.json {
         let problems = result.as_ref().err().map(proximity_config::Report::problems).unwrap_or_default();
         let problems = problems.iter().map(|p| json!({"line": p.line, "message": p.message, "hint": p.hint}));

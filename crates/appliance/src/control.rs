@@ -280,6 +280,10 @@ impl Appliance for Control {
         Said { reason: reason.map(Reason::as_str), title, why, advice, backends: backends.collect() }
     }
 
+    fn check_authority(&self, path: &str) -> Result<(), String> {
+        daemon::check_authority(path)
+    }
+
     fn backend_load(&self, key: &BackendKey) -> Option<LoadView> {
         let load = self.data.backend_load(key)?;
         Some(LoadView {
@@ -400,7 +404,7 @@ impl Appliance for Control {
     }
 
     async fn reload(&self) -> Result<Reloaded, Problem> {
-        let parsed = daemon::read_config(&self.config_path).map_err(|error| error.to_string());
+        let parsed = daemon::check_config(&self.config_path).map_err(|error| error.to_string());
         let mut new = match parsed {
             Ok(config) => config,
             Err(report) => {

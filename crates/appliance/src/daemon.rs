@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proximity_admin::Appliance;
-use proximity_config::Config;
+use proximity_config::{Config, Report};
 use proximity_dhcp::Stats;
 use proximity_dns::Forwarder;
 use proximity_net::{LinkError, Links, Setting, sysctl};
+use proximity_proxy::Authority;
 use proximity_store::{Store, StoreError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -337,10 +338,31 @@ pub fn read_text(path: &Path) -> Result<String, RunError> {
     }
 }
 
-/// The configuration of a file.
-pub fn read_config(path: &Path) -> Result<Config, RunError> {
+/// The configuration of a file, to start with: one app whose file of certificates is gone is no reason not to serve the
+/// others.
+fn read_config(path: &Path) -> Result<Config, RunError> {
     let text = read_text(path)?;
-    Config::parse(&text).map_err(|report| RunError::Config(report.for_file(&path.display().to_string())))
+    let look = |file: &str| {
+        if let Err(error) = check_authority(file) {
+            log!(Error, "config", "a backend's certificate cannot be checked", tls_ca = error);
+        }
+        Ok(())
+    };
+    Config::parse_with(&text, look).map_err(|report| refused(path, &report))
+}
+
+/// The configuration of a file, with whatever is wrong with the files that it names.
+pub fn check_config(path: &Path) -> Result<Config, RunError> {
+    Config::parse_with(&read_text(path)?, check_authority).map_err(|report| refused(path, &report))
+}
+
+/// Whether the file of an authority can be used; else what is wrong with it and what to do.
+pub fn check_authority(path: &str) -> Result<(), String> {
+    Authority::read(path).map(drop).map_err(|error| error.to_string())
+}
+
+fn refused(path: &Path, report: &Report) -> RunError {
+    RunError::Config(report.for_file(&path.display().to_string()))
 }
 
 /// Connections are descriptors, and the usual soft limit of 1,024 is a thousand clients.

@@ -110,14 +110,22 @@ pub struct Admin {
 }
 
 impl Config {
-    /// Reads a configuration; either all of it is right, or every problem is told.
+    /// Reads a configuration; either all of it is right, or every problem is told. Files that it names are not
+    /// looked at.
     pub fn parse(text: &str) -> Result<Config, Report> {
+        Config::parse_with(text, |_| Ok(()))
+    }
+
+    /// As [`Config::parse`], and has `look` say what is wrong with each file of certificates that it names, as
+    /// `what: what to do`.
+    pub fn parse_with(text: &str, look: impl Fn(&str) -> Result<(), String>) -> Result<Config, Report> {
         let document = toml_edit::Document::parse(text).map_err(|error| Report::syntax(text, &error))?;
         let report = Report::collector(text);
         let mut root = Section::root(document.as_table(), &report);
         let config = Config::read(&mut root);
         root.finish();
         check::all(&config, &report);
+        report.check_files(look);
         report.into_result(config)
     }
 

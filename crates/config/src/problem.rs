@@ -21,6 +21,15 @@ pub struct Report {
     spelling: Spelling,
     line_starts: Vec<usize>,
     problems: RefCell<Vec<Problem>>,
+    files: RefCell<Vec<NamedFile>>,
+}
+
+/// A file that the configuration names.
+#[derive(Clone, Debug)]
+struct NamedFile {
+    span: Option<Range<usize>>,
+    key: String,
+    path: String,
 }
 
 impl Report {
@@ -44,13 +53,16 @@ impl Report {
     /// Of a file.
     pub(crate) fn collector(text: &str) -> Report {
         let newlines = text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at + 1);
-        let line_starts = std::iter::once(0).chain(newlines).collect();
-        Report { spelling: Spelling::Toml, line_starts, problems: RefCell::default() }
+        Report::new(Spelling::Toml, std::iter::once(0).chain(newlines).collect())
     }
 
     /// Of an object of the API, which has no lines.
     pub(crate) fn of_json() -> Report {
-        Report { spelling: Spelling::Json, line_starts: Vec::new(), problems: RefCell::default() }
+        Report::new(Spelling::Json, Vec::new())
+    }
+
+    fn new(spelling: Spelling, line_starts: Vec<usize>) -> Report {
+        Report { spelling, line_starts, problems: RefCell::default(), files: RefCell::default() }
     }
 
     pub(crate) fn spelling(&self) -> Spelling {
@@ -71,6 +83,20 @@ impl Report {
     pub(crate) fn add(&self, span: Option<Range<usize>>, message: String, hint: String) {
         let line = span.map_or(0, |span| self.line_starts.partition_point(|&start| start <= span.start));
         self.problems.borrow_mut().push(Problem { line, message, hint });
+    }
+
+    pub(crate) fn note_file(&self, span: Option<Range<usize>>, key: String, path: String) {
+        self.files.borrow_mut().push(NamedFile { span, key, path });
+    }
+
+    /// Has the files looked at that were noted. What is wrong with one is said as `what: what to do`.
+    pub(crate) fn check_files(&self, look: impl Fn(&str) -> Result<(), String>) {
+        for NamedFile { span, key, path } in self.files.take() {
+            if let Err(text) = look(&path) {
+                let (message, hint) = text.rsplit_once(": ").unwrap_or((&text, "name another file"));
+                self.add(span, format!("{key}: {message}"), hint.to_owned());
+            }
+        }
     }
 
     pub(crate) fn into_result<T>(self, value: T) -> Result<T, Report> {

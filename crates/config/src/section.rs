@@ -272,6 +272,11 @@ impl<'a> Section<'a> {
         self.report.add(self.span_of(key), message.to_owned(), hint.to_owned());
     }
 
+    /// Notes a file that is to be looked at.
+    pub fn note_file(&self, key: &str, path: &str) {
+        self.report.note_file(self.span_of(key), self.full(key), path.to_owned());
+    }
+
     /// Notes a problem whose text tells what to do behind a colon.
     pub fn explain(&self, key: &str, text: &str) {
         let (message, hint) = text.rsplit_once(": ").unwrap_or((text, "correct the value"));

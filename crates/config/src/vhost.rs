@@ -211,9 +211,17 @@ fn tls(table: &mut Section<'_>, base: &BackendTls) -> BackendTls {
         let hint = "write the name in the backend's certificate, such as nas.example.org";
         table.refuse("tls_server_name", &format!("`{name}` is not a host name"), hint);
     }
+    let ca = table.file("tls_ca");
+    // Whoever names an authority wants it asked.
+    let verify = table.boolean("tls_verify", base.verify || ca.is_some());
+    if ca.is_some() && !verify {
+        let message = "without tls_verify nobody looks at tls_ca";
+        table.refuse("tls_verify", message, "leave out one of the two");
+    }
     BackendTls {
-        verify: table.boolean("tls_verify", base.verify),
+        verify,
         server_name: server_name.or_else(|| base.server_name.clone()),
+        ca: ca.or_else(|| base.ca.clone()),
     }
 }
 

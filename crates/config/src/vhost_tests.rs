@@ -29,6 +29,7 @@ send_proxy_protocol = "v2"
 protocol = "https"
 tls_verify = true
 tls_server_name = "shop.internal"
+tls_ca = "/etc/ssl/shop.pem"
 max_body = "10MiB"
 log = false
 log_sample = 100
@@ -116,6 +117,7 @@ fn every_key_of_a_vhost_is_read() {
     );
     assert!(vhost.default && vhost.enabled && vhost.tls.verify);
     assert_eq!(vhost.tls.server_name.as_deref(), Some("shop.internal"));
+    assert_eq!(vhost.authorities().collect::<Vec<_>>(), ["/etc/ssl/shop.pem"; 3], "paths have it too");
     let health = HealthPolicy {
         kind: Default::default(),
         uri: "/up?deep=1".into(),
@@ -273,6 +275,8 @@ fn what_cannot_be_is_told_with_its_line() {
         ("send_proxy_protocol = \"v3\"", "v1, v2"),
         ("max_body = \"10 miles\"", "10MiB"),
         ("tls_server_name = \"a b\"", "is not a host name"),
+        ("tls_ca = \"ca.pem\"", "begin the path with /"),
+        ("tls_ca = \"/ca.pem\"\ntls_verify = false", "nobody looks at tls_ca"),
         ("blance = \"random_two\"", "the nearest key is `balance`"),
         ("timeout = \"5s\"", "the nearest key is `timeouts`"),
         ("cache = true", "remove it: no key here"),
@@ -337,6 +341,23 @@ fn one_vhost_at_most_is_the_default() {
     assert!(report.contains("are both default"), "{report}");
 }
 
+#[test]
+fn a_named_authority_is_asked_and_its_file_looked_at() {
+    let text = "[[vhost]]\napp_name = \"a\"\nbackend = \"a\"\ntls_ca = \"/ca.pem\"\n\
+        [[vhost.path]]\nprefix = \"/b\"\nbackend = \"b\"\ntls_verify = false\n\
+        [[vhost.path]]\nprefix = \"/c\"\nbackend = \"c\"\ntls_ca = \"/other.pem\"\n";
+    let vhost = only(text);
+    assert!(vhost.tls.verify && !vhost.paths[0].tls.verify && vhost.paths[1].tls.verify);
+    let missing = |path: &str| match path {
+        "/ca.pem" => Ok(()),
+        _ => Err(format!("`{path}` cannot be read: name a file that is there")),
+    };
+    let report = Config::parse_with(text, missing).unwrap_err();
+    let [problem] = &report.problems()[..] else { panic!("{report}") };
+    assert_eq!((problem.line, &*problem.hint), (12, "name a file that is there"));
+    assert_eq!(problem.message, "vhost.path.tls_ca: `/other.pem` cannot be read");
+}
+
 fn from_json(object: Value) -> Result<Vhost, Report> {
     vhost_from_json(object.as_object().unwrap(), &"prox.local".parse().unwrap())
 }
@@ -349,6 +370,7 @@ fn json_spells_a_vhost_as_the_file_does() {
         "affinity": "cookie:SHOP", "host_header": "preserve", "default": true, "compress": true,
         "slow_start": 30, "retries": 1, "retry_budget": 10, "send_proxy_protocol": "v2",
         "protocol": "https", "tls_verify": true, "tls_server_name": "shop.internal",
+        "tls_ca": "/etc/ssl/shop.pem",
         "max_body": 10 << 20, "log": false, "log_sample": 100, "redirect": null, "backend": null,
         "health": {"uri": "/up?deep=1", "interval": "10s", "timeout": 2, "method": "OPTIONS", "port": 8081,
             "status": "200-299", "body": "ok", "rise": 2, "fall": 3},

@@ -45,7 +45,24 @@ pub enum Outcome {
     /// The TLS handshake failed.
     Tls,
     /// Its certificate is not good, and it was to be.
-    Untrusted,
+    Untrusted(Distrust),
+}
+
+/// What is not good about a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Distrust {
+    /// Nobody who is trusted has signed it.
+    Issuer,
+    /// It is for another name.
+    Name,
+    /// It is in force no more.
+    Expired,
+    /// It is not in force yet.
+    NotYet,
+    /// The file of the authority cannot be used, so nothing can be looked at.
+    NoAuthority,
+    /// Whatever else the rules of certificates ask for.
+    Other,
 }
 
 impl Outcome {
@@ -81,10 +98,22 @@ impl Outcome {
             Outcome::Broke => "the connection closed without an HTTP answer".to_owned(),
             Outcome::Lacks => format!("the answer to {uri} lacks the text that health.body looks for"),
             Outcome::Tls => "the TLS handshake failed: is it https that the port speaks?".to_owned(),
-            Outcome::Untrusted => {
-                "its certificate is not trusted: give it a good one, or leave tls_verify out".to_owned()
-            }
+            Outcome::Untrusted(why) => format!("its certificate is not trusted: {}", why.words()),
         })
+    }
+}
+
+impl Distrust {
+    /// What is wrong and what to do.
+    pub fn words(self) -> &'static str {
+        match self {
+            Distrust::Issuer => "it is not signed by an authority that is known here: name that with tls_ca",
+            Distrust::Name => "it is for another name: set tls_server_name to one that it has",
+            Distrust::Expired => "it has expired: renew it",
+            Distrust::NotYet => "it is not in force yet: compare the clocks",
+            Distrust::NoAuthority => "the file of tls_ca cannot be used: `proximity validate` says why",
+            Distrust::Other => "it is no good certificate of a server: give the app another one",
+        }
     }
 }
 

@@ -21,6 +21,7 @@ mod access_writer;
 mod app_counters;
 mod attempt;
 mod auth;
+mod authority;
 mod backend_slots;
 mod backend_state;
 mod balance;
@@ -86,6 +87,7 @@ mod worker;
 pub use access_rules::{AccessRules, Denied};
 pub use access_writer::{AccessLog, AccessLogCounts, AccessSink};
 pub use app_counters::{AppCounters, AppTotals, Apps};
+pub use authority::{Authority, AuthorityError};
 pub use backend_slots::{Full, InFlight, QueueFull, Slots, Waiting};
 pub use backend_state::{BackendLoad, BackendState, Backends, Circuit, Passage, Passive};
 pub use balance::{Ask, Choice, Chosen, CookieValue, Member, Rules, Sticky, Tried, choose, cookie_value};
@@ -98,7 +100,7 @@ pub use forwarded::{
     write_forwarded_for, write_forwarded_rest, write_x_forwarded_for,
 };
 pub use header_edits::CompiledEdits;
-pub use health::{Monitor, Outcome};
+pub use health::{Distrust, Monitor, Outcome};
 pub use histogram::{BOUNDS as DURATION_BOUNDS, Durations, Histogram};
 pub use host::{HostError, normalise};
 pub use pages::{AppLink, Inside, Page, Rendered};

@@ -213,9 +213,14 @@ pub fn words(reason: Reason) -> Words {
             "Check that the container runs and that its firewall lets this appliance in.",
         ),
         Reason::BackendTls => (
-            "The app's certificate was not accepted",
+            "No encrypted connection to the app",
             "The container takes connections, but no encrypted one came about.",
-            "Check that its port speaks HTTPS and that its certificate is what the administrator asked for.",
+            "Check that its port speaks HTTPS.",
+        ),
+        Reason::BackendUntrusted => (
+            "The app's certificate was not accepted",
+            "The app does not prove to be the one that the administrator wants here.",
+            "Check who signed its certificate, for which name, and until when it holds: \u{201c}proximity explain\u{201d} says which of these it is.",
         ),
         Reason::BackendSlow | Reason::TotalTimeout => (
             "The app is too slow",

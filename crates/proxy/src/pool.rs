@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use crate::http2::connection;
 use crate::peers::Patience;
 use crate::stream::Stream;
-use crate::tls::Tls;
+use crate::tls::{NoTls, Tls};
 use crate::watch::Ticks;
 use crate::{Counters, Reason, peers};
 
@@ -164,8 +164,11 @@ impl Pool {
             let Some(tls) = &lane.key.tls else {
                 return Ok::<_, Reason>(Stream::Tcp(stream));
             };
-            let host = lane.key.backend.addr.ip().to_string();
-            let stream = self.tls.connect(stream, tls, &host).await.map_err(|_| Reason::BackendTls)?;
+            let host = (*lane.key.backend.addr.ip()).into();
+            let stream = self.tls.connect(stream, tls, host).await.map_err(|why| match why {
+                NoTls::Handshake => Reason::BackendTls,
+                NoTls::Untrusted(_) => Reason::BackendUntrusted,
+            })?;
             Ok(Stream::Tls(Box::new(stream)))
         };
         let stream =

@@ -11,12 +11,11 @@ use proximity_table::{BackendProtocol, HealthPolicy, ProbeKind};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::rustls;
 
 use crate::Outcome;
 use crate::health::is_expected;
 use crate::targets::ProbePlan;
-use crate::tls::Tls;
+use crate::tls::{NoTls, Tls};
 
 /// Octets of a body that are looked through for the text that must be there.
 const LONGEST_BODY: usize = 64 * 1024;
@@ -41,9 +40,10 @@ async fn exchange(mut addr: SocketAddrV4, plan: &ProbePlan, tls: &Tls) -> Outcom
     match plan.protocol {
         BackendProtocol::Http => http1(stream, &host, &plan.policy).await,
         BackendProtocol::H2c => http2(stream, &host, &plan.policy).await,
-        BackendProtocol::Https => match tls.connect(stream, &plan.tls, &addr.ip().to_string()).await {
+        BackendProtocol::Https => match tls.connect(stream, &plan.tls, (*addr.ip()).into()).await {
             Ok(stream) => http1(stream, &host, &plan.policy).await,
-            Err(error) => why_no_tls(&error),
+            Err(NoTls::Handshake) => Outcome::Tls,
+            Err(NoTls::Untrusted(why)) => Outcome::Untrusted(why),
         },
     }
 }
@@ -172,14 +172,6 @@ fn why_not(error: &io::Error) -> Outcome {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Outcome::Refused,
         io::ErrorKind::TimedOut => Outcome::TimedOut,
         _ => Outcome::Unreachable,
-    }
-}
-
-fn why_no_tls(error: &io::Error) -> Outcome {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match inner {
-        Some(rustls::Error::InvalidCertificate(_)) => Outcome::Untrusted,
-        _ => Outcome::Tls,
     }
 }
 

@@ -103,6 +103,8 @@ reasons! {
     BackendTimedOut, "backend_timed_out", 504;
     /// The TLS handshake with the backend failed.
     BackendTls, "backend_tls", 502;
+    /// The backend's certificate is not good, and it was to be.
+    BackendUntrusted, "backend_untrusted", 502;
     /// The backend closed before the response head.
     BackendBroke, "backend_broke", 502;
     /// The backend's answer was not HTTP.
@@ -135,6 +137,7 @@ impl Reason {
             Reason::BackendRefused
                 | Reason::BackendTimedOut
                 | Reason::BackendTls
+                | Reason::BackendUntrusted
                 | Reason::BackendBroke
                 | Reason::BackendNonsense
                 | Reason::BackendSlow

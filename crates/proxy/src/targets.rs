@@ -155,7 +155,7 @@ fn plan_of(claims: &[Claim]) -> Option<Arc<ProbePlan>> {
 /// who may pass by whether it answers.
 fn probed(route: &Route) -> Wishes {
     let mut probed = HashMap::new();
-    let host = (route.policy.host == HostPolicy::Preserve).then(|| visited(&route.hostname)).flatten();
+    let host = (route.policy.host == HostPolicy::Preserve).then(|| route.hostname.visited()).flatten();
     for service in route.services() {
         if !matches!(service.verdict, Verdict::Ready | Verdict::Starting) || service.candidates.is_empty() {
             continue;
@@ -176,11 +176,6 @@ fn probed(route: &Route) -> Wishes {
         probed.entry((route.app.clone(), backend.key)).or_insert_with(plan);
     }
     probed
-}
-
-/// A name that visitors use: nobody asks for a star.
-fn visited(hostname: &Name) -> Option<Name> {
-    if hostname.is_wildcard() { hostname.parent() } else { Some(hostname.clone()) }
 }
 
 /// The targets of a forward, if they are to be probed.
@@ -317,7 +312,7 @@ mod tests {
         let mut wiki = route("wiki", &[443], Source::Config, "/");
         let Action::Proxy(service) = &mut wiki.root else { panic!() };
         service.protocol = BackendProtocol::Https;
-        service.tls = BackendTls { verify: true, server_name: Some("wiki.example".into()) };
+        service.tls = BackendTls { verify: true, server_name: Some("wiki.example".into()), ca: None };
         let (tls, health) = (service.tls.clone(), service.health.clone());
         let plan = |wiki: &Route| match &targets.follow(&world(&[("wiki", wiki.clone())]))[..] {
             [Change::Probe(_, plan)] => ProbePlan::clone(plan),

@@ -237,7 +237,11 @@ fn vhost_route(facts: &Facts, source: Source, vhost: &Vhost) -> Route {
             (true, true) => Verdict::Stopped,
             (true, false) => Verdict::Ready,
         };
-        Action::Proxy(Service { protocol, tls: tls.clone(), health: health.shared(), candidates, verdict })
+        let mut tls = tls.clone();
+        if protocol == BackendProtocol::Https && tls.server_name.is_none() {
+            tls.server_name = vhost.hostname.visited().map(|name| name.to_string());
+        }
+        Action::Proxy(Service { protocol, tls, health: health.shared(), candidates, verdict })
     };
     // A disabled vhost sends nobody anywhere: it has neither redirects nor paths.
     let sent = |redirect: &Option<Redirect>| redirect.clone().filter(|_| vhost.enabled).map(Action::Redirect);

@@ -109,6 +109,11 @@ impl Name {
         String::from_utf8_lossy(&self.0[1..1 + usize::from(self.0[0])]).into_owned()
     }
 
+    /// The name that visitors ask for: nobody asks for a star, so of a wildcard what its names lie below.
+    pub fn visited(&self) -> Option<Name> {
+        if self.is_wildcard() { self.parent() } else { Some(self.clone()) }
+    }
+
     /// Whether the first label is `*`: the name stands for the names below its parent.
     pub fn is_wildcard(&self) -> bool {
         self.0.starts_with(b"\x01*")

@@ -147,3 +147,33 @@ fn a_caller_is_known_by_its_lease_and_not_by_what_it_claims() {
     table.apply(Change::Lease(lease(10, 7, "", 5)));
     assert_eq!(caller(&table, 10).as_deref(), Some("db"));
 }
+
+// RFC 6066 §3: "server_name" is the name by which the client knows the server.
+#[test]
+fn a_backend_over_tls_is_asked_for_by_the_vhosts_name() {
+    let mut table = Table::new();
+    let mut asked = |hostname: &str, protocol, written: Option<&str>| {
+        let mut shop = named("shop", hostname, &[]);
+        shop.protocol = protocol;
+        shop.tls.server_name = written.map(str::to_owned);
+        shop.paths = vec![VhostPath {
+            prefix: "/api".into(),
+            strip: false,
+            backends: shop.backends.clone(),
+            protocol: BackendProtocol::Https,
+            tls: BackendTls { server_name: Some("api.example".into()), ..BackendTls::default() },
+            health: HealthPolicy::default(),
+            redirect: None,
+        }];
+        table.apply(Change::Vhost(Source::Api, shop.into()));
+        let route = table.world.routes.values().find(|route| &*route.app == "shop").unwrap();
+        let names: Vec<_> = route.services().map(|service| service.tls.server_name.clone()).collect();
+        assert_eq!(names[1].as_deref(), Some("api.example"), "a path has its own");
+        names[0].clone()
+    };
+    let https = BackendProtocol::Https;
+    assert_eq!(asked("shop.prox.local", https, None).as_deref(), Some("shop.prox.local"));
+    assert_eq!(asked("*.shop.prox.local", https, None).as_deref(), Some("shop.prox.local"));
+    assert_eq!(asked("shop.prox.local", https, Some("inner.example")).as_deref(), Some("inner.example"));
+    assert_eq!(asked("shop.prox.local", BackendProtocol::Http, None), None);
+}

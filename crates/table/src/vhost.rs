@@ -105,8 +105,12 @@ pub enum BackendProtocol {
 pub struct BackendTls {
     /// Whether its certificate must be good. Off by default: apps at home sign their own.
     pub verify: bool,
-    /// Name asked for by SNI (RFC 6066 §3) and looked for in the certificate; `None`: the vhost's host name.
+    /// Name asked for by SNI (RFC 6066 §3) and looked for in the certificate; `None`: the vhost's host name, of a
+    /// wildcard what its names lie below. In a route it is the one that is asked for.
     pub server_name: Option<String>,
+    /// PEM file of the only authority that is trusted; `None`: those that browsers trust.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
 }
 
 /// An answer that sends the client elsewhere.
@@ -181,6 +185,12 @@ impl Vhost {
     /// The main name and the aliases.
     pub fn names(&self) -> impl Iterator<Item = &Name> {
         std::iter::once(&self.hostname).chain(&self.aliases)
+    }
+
+    /// The files of authorities that it names.
+    pub fn authorities(&self) -> impl Iterator<Item = &str> {
+        let of_paths = self.paths.iter().map(|path| &path.tls);
+        std::iter::once(&self.tls).chain(of_paths).filter_map(|tls| tls.ca.as_deref())
     }
 
     /// Everything that it leads to or asks: what moves the vhost when it moves.
@@ -290,7 +300,7 @@ mod tests {
             strip: true,
             backends: vec![BackendTarget::App { name: "api".parse().unwrap(), port: 8080 }],
             protocol: BackendProtocol::Https,
-            tls: BackendTls { verify: true, server_name: Some("api.local".into()) },
+            tls: BackendTls { verify: true, server_name: Some("api.local".into()), ca: Some("/ca".into()) },
             health: HealthPolicy { status: Some((200, 299)), rise: 2, ..HealthPolicy::default() },
             redirect: None,
         }];

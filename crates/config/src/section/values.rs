@@ -66,6 +66,21 @@ impl<'a> Section<'a> {
         text
     }
 
+    /// The path of a file that must be there; whoever can look does ([`crate::Config::parse_with`]).
+    pub fn file(&mut self, key: &'static str) -> Option<String> {
+        let path = self.text(key)?;
+        if !path.starts_with('/') || path.len() > 4096 || path.contains(char::is_control) {
+            self.refuse(
+                key,
+                &format!("{} is not the path of a file", self.full(key)),
+                "begin the path with /",
+            );
+            return None;
+        }
+        self.note_file(key, &path);
+        Some(path)
+    }
+
     /// A list of networks; an address stands for itself alone.
     pub fn networks(&mut self, key: &'static str) -> Vec<IpNet> {
         let parse = |text: &str| {

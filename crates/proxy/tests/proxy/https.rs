@@ -1,4 +1,4 @@
-//! Backends over TLS, with a certificate that nobody but themselves has signed.
+//! Backends over TLS: with a certificate that nobody but themselves has signed, and with one of a private authority.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
@@ -15,9 +15,16 @@ use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::support::{Backend, PATIENCE, Proxy, Table, read_chunk, vhost};
 
-/// Made by `openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 36500` for the name
-/// wiki.prox.local; worth nothing.
-const SELF_SIGNED: &[u8] = include_bytes!("self_signed.pem");
+/// Certificates with their keys, all for the name wiki.prox.local and worth nothing; made by OpenSSL.
+///
+/// It signed itself, and says that it is a server's.
+const SELF_SIGNED: &[u8] = include_bytes!("certificates/self_signed.pem");
+/// It signed itself, and says that it is an authority's, as most of those do.
+const OWN_AUTHORITY: &[u8] = include_bytes!("certificates/own_authority.pem");
+/// The authority of `authority.pem` signed it.
+const SIGNED: &[u8] = include_bytes!("certificates/signed.pem");
+/// The same did, and it has expired.
+const EXPIRED: &[u8] = include_bytes!("certificates/expired.pem");
 
 type Conn = BufReader<StreamOwned<ServerConnection, TcpStream>>;
 
@@ -29,10 +36,14 @@ struct TlsBackend {
 }
 
 fn tls_backend(script: impl Fn(Conn) + Send + Sync + 'static) -> TlsBackend {
+    tls_backend_with(SELF_SIGNED, script)
+}
+
+fn tls_backend_with(pem: &[u8], script: impl Fn(Conn) + Send + Sync + 'static) -> TlsBackend {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let SocketAddr::V4(addr) = listener.local_addr().unwrap() else { unreachable!() };
-    let certificate = CertificateDer::from_pem_slice(SELF_SIGNED).unwrap();
-    let key = PrivateKeyDer::from_pem_slice(SELF_SIGNED).unwrap();
+    let certificate = CertificateDer::from_pem_slice(pem).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(pem).unwrap();
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -80,7 +91,11 @@ fn write(conn: &mut Conn, text: &str) {
 
 /// Answers every request with `secret`.
 fn answering() -> TlsBackend {
-    tls_backend(|mut conn| {
+    answering_with(SELF_SIGNED)
+}
+
+fn answering_with(pem: &[u8]) -> TlsBackend {
+    tls_backend_with(pem, |mut conn| {
         while head(&mut conn).is_some() {
             write(&mut conn, "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecret");
         }
@@ -108,12 +123,77 @@ fn a_self_signed_backend_is_taken_and_its_connection_kept() {
 #[test]
 fn with_tls_verify_it_is_not() {
     let backend = answering();
-    let server_name = Some("wiki.prox.local".to_owned());
-    let proxy = proxy(&backend, BackendTls { verify: true, server_name });
+    let proxy = proxy(&backend, BackendTls { verify: true, ..BackendTls::default() });
     let page = proxy.get("wiki.prox.local", "/");
-    assert_eq!((page.status, proxy.count(Reason::BackendTls)), (502, 1));
+    assert_eq!((page.status, proxy.count(Reason::BackendUntrusted)), (502, 1));
     assert!(page.text().contains("certificate"), "{}", page.text());
     assert!(backend.names.try_recv().is_err(), "the handshake came about");
+}
+
+/// Trust in what is in a file of `certificates/`.
+fn trusting(file: &str) -> BackendTls {
+    let path = format!("{}/tests/proxy/certificates/{file}", env!("CARGO_MANIFEST_DIR"));
+    BackendTls { verify: true, ca: Some(path), ..BackendTls::default() }
+}
+
+#[test]
+fn the_name_that_is_asked_for_is_the_vhosts_or_the_one_that_is_written() {
+    for (server_name, asked) in [(None, "wiki.prox.local"), (Some("inner.example"), "inner.example")] {
+        let backend = answering();
+        let server_name = server_name.map(str::to_owned);
+        let proxy = proxy(&backend, BackendTls { server_name, ..BackendTls::default() });
+        // Whatever name the client uses.
+        assert_eq!(proxy.get("wiki.example.org", "/").status, 200);
+        assert_eq!(backend.names.recv_timeout(PATIENCE).unwrap().as_deref(), Some(asked));
+    }
+}
+
+#[test]
+fn a_named_authority_is_trusted_and_so_is_a_certificate_that_is_named_itself() {
+    for (certificate, file) in
+        [(SIGNED, "authority.pem"), (SELF_SIGNED, "self_signed.pem"), (OWN_AUTHORITY, "own_authority.pem")]
+    {
+        let backend = answering_with(certificate);
+        let proxy = proxy(&backend, trusting(file));
+        for _ in 0..3 {
+            assert_eq!(proxy.get("wiki.prox.local", "/").text(), "secret", "{file}");
+        }
+        assert_eq!(backend.accepted.load(SeqCst), 1, "{file}");
+    }
+}
+
+#[test]
+fn whatever_else_is_wrong_with_a_certificate_counts() {
+    let other = |file: &str| BackendTls { server_name: Some("nas.example".to_owned()), ..trusting(file) };
+    for (what, certificate, tls) in [
+        ("another authority", SIGNED, trusting("own_authority.pem")),
+        ("nobody", OWN_AUTHORITY, trusting("authority.pem")),
+        ("the name", SIGNED, other("authority.pem")),
+        ("the name of one that is named itself", OWN_AUTHORITY, other("own_authority.pem")),
+        ("the time", EXPIRED, trusting("authority.pem")),
+        ("the time of one that is named itself", EXPIRED, trusting("expired.pem")),
+        ("the file", SIGNED, trusting("nowhere.pem")),
+    ] {
+        let backend = answering_with(certificate);
+        let proxy = proxy(&backend, tls);
+        let page = proxy.get("wiki.prox.local", "/");
+        assert_eq!((page.status, proxy.count(Reason::BackendUntrusted)), (502, 1), "{what}");
+        assert!(page.text().contains("certificate was not accepted"), "{what}: {}", page.text());
+        assert!(backend.names.try_recv().is_err(), "the handshake came about in spite of {what}");
+    }
+}
+
+#[test]
+fn a_renewed_authority_is_trusted_at_once() {
+    let path = std::env::temp_dir().join(format!("proximity-proxy-authority-{}.pem", std::process::id()));
+    std::fs::write(&path, OWN_AUTHORITY).unwrap();
+    let backend = answering_with(SIGNED);
+    let ca = path.to_str().map(str::to_owned);
+    let proxy = proxy(&backend, BackendTls { verify: true, ca, ..BackendTls::default() });
+    assert_eq!(proxy.get("wiki.prox.local", "/").status, 502);
+    std::fs::write(&path, include_bytes!("certificates/authority.pem")).unwrap();
+    assert_eq!(proxy.get("wiki.prox.local", "/").text(), "secret");
+    std::fs::remove_file(&path).unwrap();
 }
 
 #[test]

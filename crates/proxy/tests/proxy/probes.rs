@@ -21,9 +21,6 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::support::{Backend, PATIENCE, Table, vhost};
 
-/// A certificate that signed itself, with its key; good for nothing else.
-const CERTIFICATE: &[u8] = include_bytes!("self_signed.pem");
-
 /// What the prober says of a vhost with one backend.
 struct Probed {
     reports: mpsc::Receiver<HealthReport>,
@@ -216,10 +213,10 @@ fn an_h2c_backend_is_asked_by_http2() {
     probed.is_not("without an HTTP answer");
 }
 
-#[test]
-fn an_https_backend_is_asked_by_tls_and_must_prove_itself_only_on_demand() {
-    let chain = CertificateDer::pem_slice_iter(CERTIFICATE).map(Result::unwrap).collect();
-    let key = PrivateKeyDer::from_pem_slice(CERTIFICATE).unwrap();
+/// A backend over TLS with a certificate and its key.
+fn tls_backend(pem: &'static [u8]) -> SocketAddrV4 {
+    let chain = CertificateDer::pem_slice_iter(pem).map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_slice(pem).unwrap();
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -227,10 +224,10 @@ fn an_https_backend_is_asked_by_tls_and_must_prove_itself_only_on_demand() {
         .with_single_cert(chain, key)
         .unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    let addr = backend(move |stream| {
+    backend(move |stream| {
         let acceptor = acceptor.clone();
         async move {
-            // A client that does not trust us is what one of the tests is about.
+            // A client that does not trust us is what some of the tests are about.
             let Ok(mut stream) = acceptor.accept(stream).await else { return };
             let mut request = [0; 1024];
             let octets = stream.read(&mut request).await.unwrap();
@@ -238,16 +235,40 @@ fn an_https_backend_is_asked_by_tls_and_must_prove_itself_only_on_demand() {
             stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
             let _ = stream.shutdown().await;
         }
-    });
-    let https = |addr, verify| {
-        Probed::new(addr, move |wiki| {
-            wiki.protocol = BackendProtocol::Https;
-            wiki.tls = BackendTls { verify, server_name: Some("wiki.prox.local".to_owned()) };
-            wiki.health = policy();
-        })
-    };
-    https(addr, false).is_healthy();
-    https(addr, true).is_not("not trusted");
+    })
+}
+
+fn https(addr: SocketAddrV4, tls: BackendTls) -> Probed {
+    Probed::new(addr, move |wiki| {
+        wiki.protocol = BackendProtocol::Https;
+        wiki.tls = tls;
+        wiki.health = policy();
+    })
+}
+
+#[test]
+fn an_https_backend_is_asked_by_tls_and_must_prove_itself_only_on_demand() {
+    let backend = tls_backend(include_bytes!("certificates/self_signed.pem"));
+    https(backend, BackendTls::default()).is_healthy();
+    https(backend, BackendTls { verify: true, ..BackendTls::default() }).is_not("not signed by an authority");
     let plain = Backend::script(|mut conn| conn.write("HTTP/1.1 400 Bad Request\r\n\r\n"));
-    https(plain.addr, false).is_not("TLS handshake failed");
+    https(plain.addr, BackendTls::default()).is_not("TLS handshake failed");
+}
+
+#[test]
+fn what_is_wrong_with_a_certificate_is_said() {
+    let named = |file: &str| {
+        let path = format!("{}/tests/proxy/certificates/{file}", env!("CARGO_MANIFEST_DIR"));
+        BackendTls { verify: true, ca: Some(path), ..BackendTls::default() }
+    };
+    let signed = tls_backend(include_bytes!("certificates/signed.pem"));
+    https(signed, named("authority.pem")).is_healthy();
+    let other = BackendTls { server_name: Some("nas.example".to_owned()), ..named("authority.pem") };
+    https(signed, other).is_not("it is for another name");
+    https(signed, named("self_signed.pem")).is_not("not signed by an authority");
+    https(signed, named("nowhere.pem")).is_not("the file of tls_ca cannot be used");
+    let expired = tls_backend(include_bytes!("certificates/expired.pem"));
+    https(expired, named("authority.pem")).is_not("it has expired");
+    let of_an_authority = tls_backend(include_bytes!("certificates/own_authority.pem"));
+    https(of_an_authority, named("authority.pem")).is_not("no good certificate of a server");
 }
