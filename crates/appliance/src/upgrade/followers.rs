@@ -175,8 +175,10 @@ mod tests {
                 assert_eq!((of.0, changes.len()), (generation, usize::from(generation == 2)));
             }
             assert!(matches!(hear(&there, SOON), Ok((Message::Stop, _))));
+            there
         });
-        heard.await.unwrap();
+        // Held on to: whoever closes its end is forgotten.
+        let _there = heard.await.unwrap();
         assert_eq!(next.pids(), [7]);
     }
 
