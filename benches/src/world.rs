@@ -96,6 +96,7 @@ fn intent(vhosts: OrdMap<Label, (Source, Arc<Vhost>)>) -> Intent {
         vhosts,
         forwards: OrdMap::new(),
         own_ports: Vec::new(),
+        proxy_listen: Vec::new(),
         masquerade: true,
         isolate_management: true,
         wan_dns: false,

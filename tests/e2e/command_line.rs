@@ -4,20 +4,20 @@ use proximity_lab::{DhcpClient, Output, WebServer};
 use proximity_tests::Site;
 use serde_json::{Value, json};
 
-fn done(site: &Site, arguments: &[&str]) -> String {
+pub fn done(site: &Site, arguments: &[&str]) -> String {
     let Output { status, stdout, stderr } = site.cli(arguments);
     assert_eq!(status.code(), Some(0), "{arguments:?}: {stderr}{stdout}");
     assert_eq!(stderr, "", "{arguments:?}");
     stdout
 }
 
-fn json(site: &Site, arguments: &[&str]) -> Value {
+pub fn json(site: &Site, arguments: &[&str]) -> Value {
     let text = done(site, &[arguments, &["--json"]].concat());
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
 }
 
 /// One clear line (and a hint below it) on stderr, nothing on stdout.
-fn refused(site: &Site, arguments: &[&str], says: &str) {
+pub fn refused(site: &Site, arguments: &[&str], says: &str) {
     let Output { status, stdout, stderr } = site.cli(arguments);
     assert_eq!(status.code(), Some(1), "{arguments:?}: {stderr}{stdout}");
     assert_eq!(stdout, "", "{arguments:?}");
@@ -123,6 +123,16 @@ fn what_is_added_is_there_and_what_is_removed_is_gone() {
     done(&site, &["forward", "add", "2222", "10.20.0.5:22"]);
     assert!(done(&site, &["forward", "ls"]).contains("10.20.0.5:22"));
     assert_eq!(json(&site, &["forward", "ls"])["items"][0]["port"], 2222);
+    for name in ["2222", "tcp/2222"] {
+        let shown = done(&site, &["forward", "show", name]);
+        for part in ["tcp/2222", "nat", "api", "10.20.0.5:22"] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
+        assert_eq!(json(&site, &["forward", "show", name]), json(&site, &["forward", "ls"])["items"][0]);
+    }
+    for name in ["2223", "udp/2222", "tcp/x", "2222/tcp", "icmp/1"] {
+        refused(&site, &["forward", "show", name], "there is no forward");
+    }
     done(&site, &["forward", "rm", "2222"]);
     assert!(site.api().items("/forwards").is_empty());
 }
@@ -159,7 +169,7 @@ fn a_vhost_is_set_key_by_key_and_outlives_a_restart() {
     assert!(
         shown["auth"].is_null() && done(&site, &["vhost", "ls"]).contains("redirect to https://new.example")
     );
-    done(&site, &["vhost", "add", "old", "--redirect", "/new", "--default"]);
+    done(&site, &["vhost", "add", "old", "--redirect", "https://new.example", "--default"]);
     refused(&site, &["vhost", "set", "shop", "--default"], "`old`");
 }
 

@@ -212,7 +212,10 @@ fn what_needs_a_restart_is_said() {
     site.write_config(&format!("[proxy]\nlisten = [\"0.0.0.0:8081\"]\n{RIGHT}"));
     let output = site.cli(&["reload"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert!(output.stdout.contains("restart") && output.stdout.contains("proxy.listen"), "{output:?}");
+    let told = "warning: proxy.listen waits for `proximity upgrade`, which loses nothing, or a restart";
+    assert!(output.stdout.lines().any(|line| line == told), "{output:?}");
+    let status = site.cli(&["status"]).stdout;
+    assert!(status.contains("! proxy.listen waits for `proximity upgrade`"), "{status}");
     assert_eq!(site.api().get("/status")["needs_restart"][0], "proxy.listen");
     assert_eq!(dns.address("printer.prox.local"), Some(Ipv4Addr::new(10, 20, 0, 50)));
     site.appliance.terminate(PATIENCE).expect("it ends");

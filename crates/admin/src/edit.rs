@@ -46,6 +46,9 @@ pub fn put_vhost(facts: &Facts, vhost: Vhost, replace: bool) -> Result<Vec<Chang
             return Err(Problem::conflict(detail, "choose another host name"));
         }
     }
+    if let Some(circle) = facts.circle(&vhost) {
+        return Err(Problem::explained(circle));
+    }
     Ok(vec![Change::Vhost(Source::Api, vhost.into())])
 }
 

@@ -1,7 +1,7 @@
 //! Port forwards as the API shows them. What is shown may be sent back: its settings are spelled as they are
 //! written.
 
-use proximity_table::{Backend, Forward, ResolvedForward, Source, StreamPolicy, World};
+use proximity_table::{Backend, Forward, Protocol, ResolvedForward, Source, StreamPolicy, World};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -68,21 +68,27 @@ impl ForwardView {
     /// Every port forward.
     pub fn all(world: &World, figures: impl Fn(&ResolvedForward) -> ForwardFigures) -> Vec<ForwardView> {
         let all = world.facts.intent().forwards.values();
-        all.map(|(source, forward)| {
-            let resolved = world.forward(forward.protocol, forward.port);
-            let figures = resolved.map(|resolved| figures(resolved)).unwrap_or_default();
-            ForwardView::of(world, *source, forward, resolved.map(|resolved| &**resolved), figures)
-        })
-        .collect()
+        all.map(|(source, forward)| ForwardView::of(world, *source, forward, &figures)).collect()
+    }
+
+    /// The forward of a port.
+    pub fn one(
+        world: &World,
+        port: (Protocol, u16),
+        figures: impl Fn(&ResolvedForward) -> ForwardFigures,
+    ) -> Option<ForwardView> {
+        let (source, forward) = world.facts.intent().forwards.get(&port)?;
+        Some(ForwardView::of(world, *source, forward, &figures))
     }
 
     fn of(
         world: &World,
         source: Source,
         forward: &Forward,
-        resolved: Option<&ResolvedForward>,
-        figures: ForwardFigures,
+        figures: &impl Fn(&ResolvedForward) -> ForwardFigures,
     ) -> ForwardView {
+        let resolved = world.forward(forward.protocol, forward.port).map(|resolved| &**resolved);
+        let figures = resolved.map(figures).unwrap_or_default();
         let written: Vec<String> = forward.targets().map(|target| target.to_string()).collect();
         let there = resolved.map_or(&[][..], |resolved| &resolved.targets);
         let targets = forward.targets().map(|target| {

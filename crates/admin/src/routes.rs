@@ -78,7 +78,7 @@ pub fn router<A: Appliance>(appliance: Arc<A>, trust: Trust) -> Router {
             "/forwards",
             get(async |State(a): State<Arc<A>>| page(all_forwards(&*a))).post(create_forward::<A>),
         )
-        .route("/forwards/{protocol}/{port}", delete(delete_forward::<A>))
+        .route("/forwards/{protocol}/{port}", get(show_forward::<A>).delete(delete_forward::<A>))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MOST_BODY))
@@ -297,10 +297,9 @@ async fn create_forward<A: Appliance>(
     body: Bytes,
 ) -> Result<Response, Problem> {
     let forward = forward_input::forward(read(&body)?)?;
-    let (protocol, port) = (forward.protocol.as_str(), forward.port);
+    let wanted = (forward.protocol, forward.port);
     change(&*appliance, move |facts| edit::put_forward(facts, forward)).await?;
-    let made =
-        all_forwards(&*appliance).into_iter().find(|view| view.protocol == protocol && view.port == port);
+    let made = ForwardView::one(&appliance.world(), wanted, |forward| appliance.forward_figures(forward));
     Ok((StatusCode::CREATED, Json(made)).into_response())
 }
 
@@ -308,18 +307,35 @@ fn all_forwards<A: Appliance>(appliance: &A) -> Vec<ForwardView> {
     ForwardView::all(&appliance.world(), |forward| appliance.forward_figures(forward))
 }
 
+async fn show_forward<A: Appliance>(
+    State(appliance): State<Arc<A>>,
+    Path((protocol, port)): Path<(String, String)>,
+) -> Answer<ForwardView> {
+    let wanted = forward_key(&protocol, &port)?;
+    let figures = |forward: &_| appliance.forward_figures(forward);
+    let found = ForwardView::one(&appliance.world(), wanted, figures);
+    found.map(Json).ok_or_else(|| no_forward(&protocol, &port))
+}
+
 async fn delete_forward<A: Appliance>(
     State(appliance): State<Arc<A>>,
     Path((protocol, port)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {
-    let absent = || Problem::absent("forward", &format!("{protocol}/{port}"), "proximity forward ls");
-    let parsed = match protocol.as_str() {
-        "tcp" => Protocol::Tcp,
-        "udp" => Protocol::Udp,
-        _ => return Err(absent()),
+    let (protocol, port) = forward_key(&protocol, &port)?;
+    change(&*appliance, move |facts| edit::remove_forward(facts, protocol, port)).await
+}
+
+fn forward_key(protocol: &str, port: &str) -> Result<(Protocol, u16), Problem> {
+    let known = match protocol {
+        "tcp" => Some(Protocol::Tcp),
+        "udp" => Some(Protocol::Udp),
+        _ => None,
     };
-    let port: u16 = port.parse().map_err(|_| absent())?;
-    change(&*appliance, move |facts| edit::remove_forward(facts, parsed, port)).await
+    known.zip(port.parse().ok()).ok_or_else(|| no_forward(protocol, port))
+}
+
+fn no_forward(protocol: &str, port: &str) -> Problem {
+    Problem::absent("forward", &format!("{protocol}/{port}"), "proximity forward ls")
 }
 
 async fn unknown_path(request: Request) -> Problem {

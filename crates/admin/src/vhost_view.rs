@@ -32,6 +32,9 @@ pub struct VhostView {
     pub health: HealthView,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub path: Vec<PathView>,
+    /// What works and perhaps is not meant, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Everything else that differs from the default.
     #[serde(flatten)]
     pub settings: Settings,
@@ -170,6 +173,7 @@ impl VhostView {
             url: with_url.map(|name| format!("http://{name}")),
             health: HealthView::of(&vhost.health, &HealthPolicy::default(), service),
             path: paths,
+            warnings: world.vhost_warnings(vhost),
             settings: vhost_settings::of_vhost(vhost),
         }
     }
@@ -192,6 +196,7 @@ impl VhostView {
             url: Some(format!("http://{}", route.hostname)),
             health: HealthView::of(&HealthPolicy::default(), &HealthPolicy::default(), service),
             path: Vec::new(),
+            warnings: Vec::new(),
             settings: Settings::new(),
         }
     }

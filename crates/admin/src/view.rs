@@ -118,8 +118,11 @@ pub struct Status {
     pub problems: Vec<String>,
     /// Where the configuration comes from.
     pub config_file: String,
-    /// What is written in the file and waits for a restart.
+    /// What is written in the file and waits for an upgrade or a restart; `problems` has what to do.
     pub needs_restart: Vec<String>,
+    /// What works and perhaps is not meant, in words.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Processes that were replaced by an upgrade and still carry connections.
     #[serde(default)]
     pub draining_processes: Vec<u32>,
@@ -154,7 +157,11 @@ pub struct Upgraded {
 #[allow(missing_docs)]
 pub struct Reloaded {
     pub generation: u64,
+    /// Keys that wait for an upgrade or a restart.
     pub needs_restart: Vec<String>,
+    /// What to do for them, and what works and perhaps is not meant, in words.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// A moment as RFC 3339 in UTC; `None` for what never happens.
@@ -289,6 +296,12 @@ impl AppView {
             notes.push(format!(
                 "{others} more on {} call themselves {}: rename them",
                 host.network.name, host.label
+            ));
+        }
+        if let Some(vhost) = host.and_then(|host| world.facts.name_taken(host)) {
+            let name = &vhost.app_name;
+            notes.push(format!(
+                "the vhost `{name}` has this app's own name: whoever asks the proxy for it gets that vhost"
             ));
         }
         if app.state() == AppState::Stopped {

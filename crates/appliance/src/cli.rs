@@ -273,6 +273,12 @@ pub struct ForwardSettings {
 pub enum ForwardCommand {
     /// List port forwards
     Ls,
+    /// Show one port forward with everything that differs from the default
+    Show {
+        /// Its port, or protocol and port such as udp/53
+        #[arg(value_name = "PORT")]
+        name: String,
+    },
     /// Forward a port to an app: `forward add 2222 gitea:22`
     Add {
         port: u16,

@@ -7,6 +7,7 @@ use proximity_admin::{
     AppView, ExplainView, LeaseView, Page, RecordInput, RecordView, Reloaded, ReservationInput, Status,
     Upgraded,
 };
+use proximity_config::Config;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -28,11 +29,14 @@ pub type Done = Result<(), String>;
 pub fn validate(asked: &Asked, file: Option<PathBuf>) -> Done {
     let path = file.unwrap_or_else(|| asked.place.config.clone());
     let text = daemon::read_text(&path).map_err(|error| error.to_string())?;
-    let result = proximity_config::Config::parse_with(&text, daemon::check_authority);
+    let result = Config::parse_with(&text, daemon::check_authority);
     if asked.json {
         let problems = result.as_ref().err().map(proximity_config::Report::problems).unwrap_or_default();
         let problems = problems.iter().map(|p| json!({"line": p.line, "message": p.message, "hint": p.hint}));
-        say!("{}", json!({"file": path, "valid": result.is_ok(), "problems": problems.collect::<Vec<_>>()}));
+        let problems: Vec<Value> = problems.collect();
+        let warnings = result.as_ref().map(Config::warnings).unwrap_or_default();
+        let valid = result.is_ok();
+        say!("{}", json!({"file": path, "valid": valid, "problems": problems, "warnings": warnings}));
     }
     match result {
         Ok(_) if asked.json => Ok(()),
@@ -40,8 +44,9 @@ pub fn validate(asked: &Asked, file: Option<PathBuf>) -> Done {
             say!("{} does not exist: the defaults hold", path.display());
             Ok(())
         }
-        Ok(_) => {
+        Ok(config) => {
             say!("{} is right", path.display());
+            warn(config.warnings());
             Ok(())
         }
         Err(report) => {
@@ -71,9 +76,7 @@ pub fn reload(asked: &Asked) -> Done {
     let answer = asked.call(Method::POST, "/reload", None)?;
     asked.show(answer, |done: Reloaded| {
         say!("the configuration is in force as generation {}", done.generation);
-        if !done.needs_restart.is_empty() {
-            say!("a restart is needed for {}", done.needs_restart.join(", "));
-        }
+        warn(&done.warnings);
     })
 }
 
@@ -118,6 +121,7 @@ pub fn status(asked: &Asked) -> Done {
             say!("processes of before the last upgrades that carry connections: {}", pids.join(", "));
         }
         status.problems.iter().for_each(|problem| say!("! {problem}"));
+        warn(&status.warnings);
         say!("");
         let services = status.services.iter().map(|(name, healthy)| {
             vec![name.clone(), if *healthy { "running" } else { "not running" }.to_owned()]
@@ -278,7 +282,7 @@ impl Asked {
             Some(socket) => socket.clone(),
             None => {
                 let text = std::fs::read_to_string(&self.place.config).unwrap_or_default();
-                proximity_config::Config::run_dir(&text).join("admin.sock")
+                Config::run_dir(&text).join("admin.sock")
             }
         };
         ApiClient::new(socket)
@@ -315,10 +319,17 @@ impl Asked {
         if self.json {
             say!("{answer}")
         } else {
-            say!("{done}")
+            say!("{done}");
+            let warnings = answer["warnings"].as_array().into_iter().flatten();
+            warn(warnings.filter_map(Value::as_str));
         }
         Ok(())
     }
+}
+
+/// Prints what works and should be looked at.
+pub fn warn(warnings: impl IntoIterator<Item = impl std::fmt::Display>) {
+    warnings.into_iter().for_each(|warning| say!("warning: {warning}"));
 }
 
 pub fn text(value: Option<impl ToString>) -> String {

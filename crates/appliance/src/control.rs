@@ -12,7 +12,7 @@ use proximity_admin::{
     Appliance, CircuitView, Edit, ForwardFigures, LoadView, Problem, Reloaded, Said, ServiceVerb,
     ServiceView, Status, Upgraded,
 };
-use proximity_config::Config;
+use proximity_config::{Config, Waiting};
 use proximity_dhcp::Stats;
 use proximity_dns::{DnsSettings, Forwarder, Upstream};
 use proximity_proxy::{BackendLoad, Circuit, Explanation, Reason, StreamPort, StreamReason};
@@ -61,8 +61,8 @@ pub struct Control {
 pub struct Running {
     /// The configuration that the sockets and links were made of.
     pub started: Config,
-    /// What the file says beyond that and waits for a restart.
-    pub needs_restart: Vec<&'static str>,
+    /// What the file says beyond that and waits for another process.
+    pub waiting: Vec<Waiting>,
     /// What is wrong with the file since it was last read.
     pub refused: Option<String>,
 }
@@ -91,9 +91,7 @@ impl Control {
                 "{port} is not forwarded: {reason}: stop what listens there, or forward another port"
             ));
         }
-        if !running.needs_restart.is_empty() {
-            problems.push(format!("a restart is needed for {}", running.needs_restart.join(", ")));
-        }
+        problems.extend(Waiting::advice(&running.waiting));
         problems
     }
 
@@ -238,7 +236,7 @@ impl Appliance for Control {
         let problems = self.problems();
         let first = intent.networks.first();
         let services = self.services();
-        let needs_restart = self.running().needs_restart.clone();
+        let needs_restart = keys(&self.running().waiting);
         Status {
             hostname: intent.hostname.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -256,7 +254,8 @@ impl Appliance for Control {
             circuits: self.circuits(&world),
             problems,
             config_file: self.config_path.display().to_string(),
-            needs_restart: needs_restart.iter().map(|what| (*what).to_owned()).collect(),
+            needs_restart,
+            warnings: world.warnings(),
             draining_processes: self.followers.pids(),
         }
     }
@@ -420,17 +419,18 @@ impl Appliance for Control {
                 return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, report, hint));
             }
         };
-        let needs_restart = {
+        let waiting = {
             let mut running = self.running();
-            let needs_restart = new.needs_restart(&running.started);
-            if needs_restart.iter().any(|what| what.starts_with("network")) {
-                // Links and sockets are as they were made; the world must not say otherwise.
+            let waiting = new.waiting(&running.started);
+            // Links and sockets are as they were made; the world must not say otherwise.
+            if waiting.iter().any(|waiting| waiting.key.starts_with("network")) {
                 new.intent.networks.clone_from(&self.world().facts.intent().networks);
             }
             new.intent.wan_interface.clone_from(&running.started.intent.wan_interface);
-            running.needs_restart.clone_from(&needs_restart);
+            new.intent.proxy_listen.clone_from(&running.started.intent.proxy_listen);
+            running.waiting.clone_from(&waiting);
             running.refused = None;
-            needs_restart
+            waiting
         };
         log::set_level(new.appliance.log_level);
         match Forwarder::new(&dns_settings(&new)) {
@@ -444,9 +444,14 @@ impl Appliance for Control {
         log!(Info, "config", "the file is in force", generation = generation);
         Ok(Reloaded {
             generation,
-            needs_restart: needs_restart.iter().map(|what| (*what).to_owned()).collect(),
+            needs_restart: keys(&waiting),
+            warnings: Waiting::advice(&waiting).into_iter().chain(self.world().warnings()).collect(),
         })
     }
+}
+
+fn keys(waiting: &[Waiting]) -> Vec<String> {
+    waiting.iter().map(|waiting| waiting.key.to_owned()).collect()
 }
 
 /// Whether every target of a forward was probed in vain.

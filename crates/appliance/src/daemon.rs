@@ -210,7 +210,7 @@ async fn begin(
         registrar,
         kernel: kernel.clone(),
         config_path: config_path.to_owned(),
-        running: Mutex::new(Running { started: config, needs_restart: Vec::new(), refused: None }),
+        running: Mutex::new(Running { started: config, waiting: Vec::new(), refused: None }),
         forwarder,
         dhcp,
         data: Arc::new(data),

@@ -6,6 +6,8 @@ use serde_json::{Map, Value, json};
 
 use crate::cli::{ForwardCommand, ForwardSettings};
 use crate::commands::{Asked, Done, escape};
+use crate::say;
+use crate::setting_rows::{self, plain};
 
 pub fn run(asked: &Asked, command: ForwardCommand) -> Done {
     match command {
@@ -26,6 +28,12 @@ pub fn run(asked: &Asked, command: ForwardCommand) -> Done {
                 ]
             },
         ),
+        ForwardCommand::Show { name } => {
+            let answer = find(asked, &name)?;
+            asked.show(answer, |forward: ForwardView| {
+                rows(&forward).into_iter().for_each(|(key, value)| say!("{key:28} {value}"))
+            })
+        }
         ForwardCommand::Add { port, to, settings } => {
             let done = format!("{} port {port} leads to {}", settings.protocol, to.join(", "));
             asked.change(Method::POST, "/forwards", Some(body(port, &to, &settings)), &done)
@@ -36,6 +44,46 @@ pub fn run(asked: &Asked, command: ForwardCommand) -> Done {
             asked.change(Method::DELETE, &path, None, &done)
         }
     }
+}
+
+/// The forward that is called by its port, or by protocol and port as in `tcp/2222`. A port alone is one of TCP before
+/// one of UDP.
+fn find(asked: &Asked, name: &str) -> Result<Value, String> {
+    let path = |protocol: &str, port: &str| format!("/forwards/{}/{}", escape(protocol), escape(port));
+    match name.split_once('/') {
+        Some((protocol, port)) => asked.call(Method::GET, &path(protocol, port), None),
+        None => match asked.client().find(&path("tcp", name))? {
+            Some(found) => Ok(found),
+            None => asked.client().find(&path("udp", name))?.ok_or_else(|| {
+                format!("there is no forward `{name}`; `proximity forward ls` shows those that exist")
+            }),
+        },
+    }
+}
+
+fn rows(forward: &ForwardView) -> Vec<(String, String)> {
+    let mut rows = vec![
+        ("port".to_owned(), format!("{}/{}", forward.protocol, forward.port)),
+        ("source".to_owned(), plain(&json!(forward.source))),
+        ("mode".to_owned(), forward.mode.clone()),
+        ("leads to".to_owned(), leads_to(forward)),
+    ];
+    let mut row = |key: String, value: String| rows.push((key, value));
+    for target in &forward.targets {
+        let state = target.state.as_deref().unwrap_or("not probed");
+        let reason = target.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        let at = target.address.as_deref().unwrap_or("no address now");
+        row(format!("  {}", target.to), format!("{at}, {state}{reason}"));
+        if let Some(circuit) = target.circuit.as_ref().filter(|circuit| *circuit != "closed") {
+            row(format!("  {} circuit", target.to), circuit.clone());
+        }
+    }
+    if forward.mode == "proxy" {
+        row("connections".to_owned(), format!("{} open, {} ever", forward.connections, forward.taken));
+        row("octets".to_owned(), format!("{} received, {} sent", forward.bytes_received, forward.bytes_sent));
+    }
+    forward.settings.iter().for_each(|(key, value)| setting_rows::add(&mut rows, key, value));
+    rows
 }
 
 /// The keys of `[[forward]]`.
@@ -86,14 +134,6 @@ fn health(forward: &ForwardView) -> String {
     match reason {
         Some(reason) => format!("{} ({reason})", forward.state()),
         None => forward.state().to_owned(),
-    }
-}
-
-fn plain(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Array(list) => list.iter().map(plain).collect::<Vec<_>>().join(", "),
-        other => other.to_string(),
     }
 }
 

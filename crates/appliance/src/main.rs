@@ -19,6 +19,7 @@ mod metrics;
 mod objects;
 mod registrar;
 mod salt;
+mod setting_rows;
 mod supervisor;
 mod table_text;
 mod tasks;

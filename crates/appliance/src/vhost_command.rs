@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::cli::VhostCommand;
 use crate::commands::{Asked, Done, escape, text};
+use crate::setting_rows::{self, plain};
 use crate::{say, vhost_edit};
 
 pub fn run(asked: &Asked, command: VhostCommand) -> Done {
@@ -74,6 +75,7 @@ fn rows(vhost: &VhostView) -> Vec<(String, String)> {
     if !vhost.aliases.is_empty() {
         row("aliases", vhost.aliases.join(", "));
     }
+    vhost.warnings.iter().for_each(|warning| row("warning", warning.clone()));
     row("URL", text(vhost.url.clone()));
     row("source", plain(&json!(vhost.source)));
     row("verdict", vhost.verdict.clone());
@@ -110,18 +112,7 @@ fn add_health(rows: &mut Vec<(String, String)>, indent: &str, backends: &[String
 /// Each setting as a line, those of a part with dots; the redirect is told already.
 fn add_settings(rows: &mut Vec<(String, String)>, before: &str, settings: &Map<String, Value>) {
     for (key, value) in settings.iter().filter(|(key, _)| *key != "redirect") {
-        match value {
-            Value::Object(part) => add_settings(rows, &format!("{before}{key}."), part),
-            value => rows.push((format!("{before}{key}"), plain(value))),
-        }
-    }
-}
-
-fn plain(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Array(values) => values.iter().map(plain).collect::<Vec<_>>().join(", "),
-        value => value.to_string(),
+        setting_rows::add(rows, &format!("{before}{key}"), value);
     }
 }
 

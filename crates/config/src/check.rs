@@ -1,9 +1,11 @@
 //! What only the whole configuration shows.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use proximity_table::Name;
 
+use crate::waiting::overlap;
 use crate::{Config, Report};
 
 pub fn all(config: &Config, report: &Report) {
@@ -45,6 +47,11 @@ pub fn all(config: &Config, report: &Report) {
             }
         }
     }
+    for circle in intent.circles(&config.wan_addresses()) {
+        let text = circle.to_string();
+        let (message, hint) = text.rsplit_once(": ").unwrap_or((&text, "lead it elsewhere"));
+        add(message.to_owned(), hint);
+    }
     for (_, forward) in intent.forwards.values() {
         if let Some(conflict) = intent.forward_conflict(forward) {
             let message =
@@ -61,6 +68,43 @@ pub fn all(config: &Config, report: &Report) {
     ] {
         if enabled && listen.is_empty() {
             add(format!("{key} is empty"), "name an address, or write enabled = false");
+        }
+    }
+    listens(config, &add);
+}
+
+/// Finds addresses that are to be listened on twice.
+fn listens(config: &Config, add: &impl Fn(String, &str)) {
+    let mut all: Vec<(&str, SocketAddr)> = Vec::new();
+    let own = config.intent.networks.iter().map(|net| SocketAddr::new(net.address.addr.into(), 53));
+    let dns = if config.dns.listen.is_empty() { own.collect() } else { config.dns.listen.clone() };
+    for (enabled, key, listen) in [
+        (config.dns.enabled, "dns.listen", &dns),
+        (config.proxy.enabled, "proxy.listen", &config.proxy.listen),
+        (config.admin.enabled, "admin.listen", &config.admin.listen),
+    ] {
+        all.extend(listen.iter().filter(|_| enabled).map(|address| (key, *address)));
+    }
+    for (at, (key, address)) in all.iter().enumerate() {
+        for (other_key, other) in &all[..at] {
+            match (key == other_key, address == other) {
+                (true, true) => add(format!("{key} has {address} twice"), "write it once"),
+                // DNS and the proxy may have an address of their own beside that of all; the API may not.
+                (true, false) if *key == "admin.listen" && overlap(*address, *other) => {
+                    let message = format!("{key} has {other} and {address}, and one includes the other");
+                    add(message, "write the one that you need");
+                }
+                (false, _) if overlap(*address, *other) => {
+                    let message = format!("{other_key} and {key} both take {address}");
+                    let message = if address == other {
+                        message
+                    } else {
+                        format!("{message} ({other} includes it, or the other way)")
+                    };
+                    add(message, "give one of them another port");
+                }
+                _ => {}
+            }
         }
     }
 }

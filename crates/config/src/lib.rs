@@ -16,6 +16,7 @@ mod proxy;
 mod section;
 mod vhost;
 mod vhost_policy;
+mod waiting;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ pub use problem::{Problem, Report};
 pub use proxy::Proxy;
 use section::Section;
 pub use section::parse_duration;
+pub use waiting::{Until, Waiting};
 
 /// Where `proximity run` looks for its configuration.
 pub const DEFAULT_PATH: &str = "/etc/proximity/proximity.toml";
@@ -138,28 +140,17 @@ impl Config {
         written.unwrap_or(DEFAULT_RUN_DIR).into()
     }
 
-    /// What in `self` takes effect only when the process starts anew, compared with `running`.
-    pub fn needs_restart(&self, running: &Config) -> Vec<&'static str> {
-        let mut changed = Vec::new();
-        let mut note = |differs: bool, what| changed.extend(differs.then_some(what));
-        note(self.appliance.state_dir != running.appliance.state_dir, "appliance.state_dir");
-        note(self.appliance.log_dir != running.appliance.log_dir, "appliance.log_dir");
-        note(self.appliance.run_dir != running.appliance.run_dir, "appliance.run_dir");
-        note(self.wan != running.wan, "wan.address");
-        note(self.intent.wan_interface != running.intent.wan_interface, "wan.interface");
-        note(self.dns.enabled != running.dns.enabled || self.dns.listen != running.dns.listen, "dns.listen");
-        let listens = |config: &Config| (config.proxy.enabled, config.proxy.listen.clone());
-        note(listens(self) != listens(running), "proxy.listen");
-        note(self.admin != running.admin, "admin.listen");
-        let links = |config: &Config| -> Vec<_> {
-            let nets = config.intent.networks.iter();
-            nets.map(|net| {
-                (net.name.clone(), net.interface.clone(), net.address, net.manage_link, net.dhcp_enabled)
-            })
-            .collect()
-        };
-        note(links(self) != links(running), "network (name, interface, address, dhcp.enabled)");
-        changed
+    /// What is right and perhaps not meant, in words, as far as the file alone tells.
+    pub fn warnings(&self) -> Vec<String> {
+        self.intent.warnings(&self.wan_addresses())
+    }
+
+    /// The addresses that the WAN link has whatever its network says.
+    fn wan_addresses(&self) -> Vec<Ipv4Net> {
+        match self.wan {
+            WanAddress::Static { address, .. } => vec![address],
+            WanAddress::Dhcp | WanAddress::Unmanaged => Vec::new(),
+        }
     }
 
     fn read(root: &mut Section<'_>) -> Config {
@@ -231,6 +222,7 @@ impl Config {
             vhosts,
             forwards,
             own_ports: own_ports(&dns, &proxy, &admin),
+            proxy_listen: proxy.listen.iter().copied().filter(|_| proxy.enabled).collect(),
             masquerade: nat,
             isolate_management,
             wan_dns,

@@ -77,6 +77,11 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Whether the table itself is there.
+    pub fn is_written(&self) -> bool {
+        self.table.is_some()
+    }
+
     pub fn has(&mut self, key: &'static str) -> bool {
         self.take(key).is_some()
     }

@@ -157,7 +157,69 @@ fn small_networks_get_a_range_of_their_own() {
 fn a_reload_says_what_must_wait_for_a_restart() {
     let new =
         Config::parse("[proxy]\nlisten = [\"0.0.0.0:8080\"]\n[dns]\nupstream = [\"9.9.9.9\"]\n").unwrap();
-    assert_eq!(new.needs_restart(&Config::default()), ["proxy.listen"]);
+    let waiting = new.waiting(&Config::default());
+    assert_eq!(waiting, [Waiting { key: "proxy.listen", until: Until::Upgrade }]);
+}
+
+#[test]
+fn nobody_listens_twice_at_an_address() {
+    let found =
+        |text: &str| problems(text).into_iter().map(|(_, message, _)| message).collect::<Vec<_>>().join("\n");
+    for (text, says) in [
+        ("[proxy]\nlisten = [\"0.0.0.0:80\", \"0.0.0.0\"]", "proxy.listen has 0.0.0.0:80 twice"),
+        ("[proxy]\nlisten = [\"0.0.0.0:9090\"]", "proxy.listen and admin.listen both take 0.0.0.0:9090"),
+        ("[proxy]\nlisten = [\"10.20.0.1:9090\"]", "proxy.listen and admin.listen both take"),
+        ("[proxy]\nlisten = [\"10.20.0.1:53\"]", "dns.listen and proxy.listen both take 10.20.0.1:53"),
+        (
+            "[admin]\nlisten = [\"0.0.0.0\", \"127.0.0.1\"]",
+            "admin.listen has 0.0.0.0:9090 and 127.0.0.1:9090",
+        ),
+        ("[dns]\nlisten = [\"10.20.0.1\", \"10.20.0.1:53\"]", "dns.listen has 10.20.0.1:53 twice"),
+    ] {
+        assert!(found(text).contains(says), "{text}: {}", found(text));
+    }
+    for text in [
+        "[proxy]\nlisten = [\"0.0.0.0:80\", \"10.20.0.1:80\", \"[::]:80\", \"0.0.0.0:81\"]",
+        "[proxy]\nlisten = [\"0.0.0.0:9090\"]\n[admin]\nenabled = false",
+        "[proxy]\nlisten = [\"10.20.0.1:9090\"]\n[admin]\nlisten = [\"127.0.0.1\"]",
+    ] {
+        Config::parse(text).unwrap_or_else(|report| panic!("{report}\n{text}"));
+    }
+}
+
+#[test]
+fn requests_may_not_go_in_circles() {
+    let vhost = |rest: &str| format!("[[vhost]]\napp_name = \"a\"\n{rest}\n");
+    for rest in [
+        "host_header = \"preserve\"\nbackend_ip = \"10.20.0.1\"",
+        "host_header = \"preserve\"\nbackend = \"prox-appliance\"",
+        "redirect = \"http://a.prox.local{uri}\"",
+        "backend = \"a\"\n[vhost.auth]\nforward = \"127.0.0.1:80\"",
+    ] {
+        let [(_, message, hint)] = &problems(&vhost(rest))[..] else { panic!("one problem: {rest}") };
+        assert!(message.contains("`a`") && !hint.is_empty(), "{rest}: {message}: {hint}");
+    }
+    let wan = "[wan]\naddress = \"192.168.1.2/24\"\n";
+    let to_wan = vhost("host_header = \"preserve\"\nbackend_ip = \"192.168.1.2\"");
+    assert!(problems(&(wan.to_owned() + &to_wan))[0].1.contains("192.168.1.2:80"));
+    for text in [to_wan, vhost("backend_ip = \"10.20.0.1\"\nbackend_port = 8080\nhost_header = \"preserve\"")]
+    {
+        Config::parse(&text).unwrap_or_else(|report| panic!("{report}\n{text}"));
+    }
+    let own_name = "[[forward]]\nport = 2222\nto = \"prox-appliance:22\"\nmode = \"proxy\"\n";
+    assert!(problems(own_name)[0].1.contains("the appliance itself"));
+}
+
+#[test]
+fn a_vhost_with_the_name_of_a_reservation_is_a_warning() {
+    let reserved = "[[network]]\n[[network.reservation]]\nhostname = \"db\"\nmac = \"bc:24:11:00:00:01\"\nip = \"10.20.0.10\"\n";
+    let vhost = "[[vhost]]\napp_name = \"shop\"\naliases = [\"db\"]\nbackend = \"shop\"\n";
+    assert!(Config::parse(vhost).unwrap().warnings().is_empty());
+    let warnings = Config::parse(&(reserved.to_owned() + vhost)).unwrap().warnings();
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("`db`") && warnings[0].contains("`shop`"),
+        "{warnings:?}"
+    );
 }
 
 #[test]

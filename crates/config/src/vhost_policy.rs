@@ -119,7 +119,6 @@ fn auth(
     app: Option<&Label>,
     hashes: Hashes,
 ) -> (Option<BasicAuth>, Option<ForwardAuth>) {
-    let written = table.has("auth");
     let mut auth = table.table("auth");
     let users = users(&mut auth, hashes);
     let realm = auth.text("realm");
@@ -131,13 +130,12 @@ fn auth(
     auth.bound("copy_headers", copied.len());
     let copy_headers = header_edits::names(&auth, "copy_headers", copied);
 
-    if written && !auth.has("users") && forward.is_none() {
+    if auth.is_written() && !auth.has("users") && forward.is_none() {
         let heading = auth.heading();
         let (users, forward) = (one_user(&auth), auth.pair("forward", "\"app:port\""));
         let hint = format!("write {users}, or {forward}; leave {heading} out for none");
         auth.refuse_all(&format!("{heading} lets nobody in and asks nobody"), &hint);
-    }
-    if realm.is_some() && !auth.has("users") {
+    } else if realm.is_some() && !auth.has("users") {
         auth.refuse("realm", "realm goes with users", &format!("write {} beside it", one_user(&auth)));
     }
     if forward.is_none() && (path.is_some() || has_copied) {

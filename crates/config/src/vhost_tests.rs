@@ -258,7 +258,7 @@ redact_query = true
         assert!(report.contains(says) && report.starts_with("configuration:2: "), "{wrong}: {report}");
     }
     let changed = Config::parse("[proxy]\nvia = true\n").unwrap();
-    assert!(changed.needs_restart(&Config::default()).is_empty(), "a reload is enough");
+    assert!(changed.waiting(&Config::default()).is_empty(), "a reload is enough");
 }
 
 #[test]

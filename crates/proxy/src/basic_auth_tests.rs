@@ -61,6 +61,15 @@ fn a_changed_password_is_asked_for_at_once() {
 }
 
 #[test]
+fn whoever_is_removed_is_out_at_once_though_another_has_the_same_hash() {
+    let verified = verified();
+    let both = Arc::new(BasicUsers::new("", [("alice", BCRYPT), ("bob", BCRYPT)]).unwrap());
+    verified.remember(&attempt(&both, &verified, "alice:secret", 0).verify().unwrap(), 0);
+    let left = Arc::new(BasicUsers::new("", [("bob", BCRYPT)]).unwrap());
+    assert!(attempt(&left, &verified, "alice:secret", 1).verify().is_none());
+}
+
+#[test]
 fn names_and_passwords_cannot_be_shifted_against_each_other() {
     let verified = verified();
     let stored = StoredHash::new("a", BCRYPT).unwrap();

@@ -1,4 +1,4 @@
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -47,6 +47,9 @@ pub struct Intent {
     pub forwards: OrdMap<(Protocol, u16), Owned<Forward>>,
     /// Ports on which the appliance itself is reached: no forward may take them.
     pub own_ports: Vec<(Protocol, u16)>,
+    /// Where the proxy listens, if it does; processes of before this field say nothing of it.
+    #[serde(default)]
+    pub proxy_listen: Vec<SocketAddr>,
     /// Whether app networks reach the internet through masquerading.
     pub masquerade: bool,
     /// Whether apps are kept from the WAN's own subnet and from the admin port.
@@ -148,7 +151,13 @@ impl Intent {
             return Some(format!("the appliance itself uses {} port {}", forward.protocol, forward.port));
         }
         forward.targets().find_map(|target| {
-            let BackendTarget::Address(addr) = target else { return None };
+            let addr = match target {
+                BackendTarget::Address(addr) => addr,
+                BackendTarget::App { name, .. } if name == self.hostname && forward.proxy.is_some() => {
+                    return Some(format!("`{name}` is the appliance itself"));
+                }
+                BackendTarget::App { .. } => return None,
+            };
             let ip = addr.ip();
             match self.network_of(*ip) {
                 None => Some(format!("{ip} is in no app network")),

@@ -30,6 +30,7 @@ macro_rules! as_text {
 use as_text;
 
 mod address;
+mod circle;
 mod derive;
 mod facts;
 mod forward;
@@ -47,10 +48,12 @@ mod record;
 mod route;
 mod time;
 mod vhost;
+mod warnings;
 mod world;
 mod zone;
 
 pub use address::{AddressError, Ipv4Net, Ipv4Range, Mac};
+pub use circle::Circle;
 pub use facts::{Change, Facts, Touched};
 pub use forward::{Forward, ForwardTarget, ResolvedForward, StreamPolicy};
 pub use header_field::{FieldError, check_field_value, editable_field, is_token, is_token_octet};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::*;
 
-fn intent() -> Intent {
+pub(crate) fn intent() -> Intent {
     let domain: Name = "prox.local".parse().unwrap();
     let network = Network {
         name: "apps".into(),
@@ -34,6 +34,7 @@ fn intent() -> Intent {
         vhosts: Default::default(),
         forwards: Default::default(),
         own_ports: vec![],
+        proxy_listen: vec![],
         masquerade: true,
         isolate_management: true,
         wan_dns: false,
