@@ -19,5 +19,6 @@ mod stream;
 mod stream_load;
 mod supervisor;
 mod upgrade;
+mod upgrade_api;
 mod vhosts;
 mod wire_order;

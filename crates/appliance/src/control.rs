@@ -440,7 +440,8 @@ impl Appliance for Control {
         self.data.set_proxy_settings(&new.proxy.settings);
         let generation = self.registrar.set_intent(new.intent).await;
         self.data.follow_forwards();
-        let generation = generation.map_or(0, |generation| generation.0);
+        // The registrar does nothing for us any more.
+        let generation = generation.ok_or_else(Problem::taken_over)?.0;
         log!(Info, "config", "the file is in force", generation = generation);
         Ok(Reloaded {
             generation,
