@@ -31,7 +31,7 @@ use proximity_table::{App, BackendKey, Change, Facts, Generation, ResolvedForwar
 
 pub use auth::Token;
 pub use explain::{ExplainView, Said, StepView};
-pub use forward_view::{ForwardFigures, ForwardTargetView, ForwardView};
+pub use forward_view::{ForwardFigures, ForwardTargetView, ForwardView, Stopped};
 pub use metrics::{Family, MetricKind, MetricsText};
 pub use objects::{RecordInput, ReservationInput, UpgradeInput};
 pub use problem::{Flaw, Problem};

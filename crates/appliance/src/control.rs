@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use hyper::StatusCode;
 use proximity_admin::{
     Appliance, CircuitView, Edit, ForwardFigures, LoadView, Problem, Reloaded, Said, ServiceVerb,
-    ServiceView, Status, Upgraded,
+    ServiceView, Status, Stopped, Upgraded,
 };
 use proximity_config::Config;
 use proximity_dhcp::Stats;
@@ -311,6 +311,13 @@ impl Appliance for Control {
             sent: load.sent,
             trouble: forwards.troubles().into_iter().find(|(other, _)| *other == port).map(|(_, why)| why),
             targets: forward.targets.iter().map(of_target).collect(),
+            stopped: StreamReason::ALL
+                .map(|reason| Stopped {
+                    reason: reason.as_str(),
+                    says: reason.says(),
+                    count: forwards.count_at(port, reason),
+                })
+                .into(),
         }
     }
 

@@ -277,6 +277,10 @@ fn a_forward_may_not_lead_to_the_appliance_itself() {
     assert!(intent.forward_conflict(&forward).unwrap().contains("the appliance itself"));
     forward.more = vec![BackendTarget::Address("192.168.1.9:22".parse().unwrap())];
     assert!(intent.forward_conflict(&forward).unwrap().contains("no app network"));
+    let mut named = Forward::new(Protocol::Tcp, 2222, app_target("prox-appliance", 2222));
+    assert_eq!(intent.forward_conflict(&named), None, "the kernel does not come back to it");
+    named.proxy = Some(StreamPolicy::default().into());
+    assert!(intent.forward_conflict(&named).unwrap().contains("the appliance itself"));
 }
 
 #[test]
