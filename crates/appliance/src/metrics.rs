@@ -328,6 +328,8 @@ mod tests {
             pauses: 4,
             circuit: Circuit::Open { until_ms: 9 },
             last_failure: None,
+            is_known: false,
+            usable_for_ms: 0,
         };
         let page = with(|page| by_backend(page, &world, &[(key(80), load), (key(99), load)]));
         for line in [
