@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::channel;
 
 use proximity_lab::{DhcpClient, Node, WebServer, addresses};
+use proximity_tests::admin_api::call_over_tcp;
 use proximity_tests::stream_backend::{DatagramClient, StreamBackend, StreamClient, answer_datagrams};
 use proximity_tests::{PATIENCE, Site, polling::until};
 use serde_json::{Value, json};
@@ -86,7 +87,7 @@ fn an_app_is_told_who_asks_by_either_version() {
 fn a_target_that_dies_is_passed_over_and_shown() {
     let site = Site::start("");
     site.wait_wan();
-    let (one, _) = site.app("one", DhcpClient::Udhcpc, WebServer::None);
+    let (one, one_address) = site.app("one", DhcpClient::Udhcpc, WebServer::None);
     let (two, two_address) = site.app("two", DhcpClient::Udhcpc, WebServer::None);
     let first = StreamBackend::named(one.node(), 22, "one");
     let _second = StreamBackend::named(two.node(), 22, "two");
@@ -128,6 +129,21 @@ fn a_target_that_dies_is_passed_over_and_shown() {
     }
     let app = site.cli(&["app", "show", "one"]).stdout;
     assert!(app.contains("tcp/2222") && app.contains("connection refused"), "{app}");
+    let token = site.token();
+    let admin = SocketAddr::from((addresses::APPLIANCE_WAN, 9090));
+    let scrape = call_over_tcp(client, admin, Some(&token), ("GET", "/metrics"), "").expect("a page").body;
+    for line in [
+        r#"proximity_forward_listening{protocol="tcp",port="2222"} 1"#.to_owned(),
+        r#"proximity_forward_stopped_total{protocol="tcp",port="2222",reason="loop"} 0"#.to_owned(),
+        format!(
+            r#"proximity_forward_target_healthy{{protocol="tcp",port="2222",target="{one_address}:22"}} 0"#
+        ),
+        format!(
+            r#"proximity_forward_target_healthy{{protocol="tcp",port="2222",target="{two_address}:22"}} 1"#
+        ),
+    ] {
+        assert!(scrape.lines().any(|there| there == line), "{line}: {scrape}");
+    }
     // What was open is none of the probes' business.
     assert_eq!(held.len(), 4);
     for held in &mut held {

@@ -19,6 +19,7 @@ mod stream;
 mod stream_load;
 mod supervisor;
 mod upgrade;
+mod upgrade_api;
 mod vhost_commands;
 mod vhosts;
 mod wire_order;

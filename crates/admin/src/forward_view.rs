@@ -62,6 +62,19 @@ pub struct ForwardFigures {
     pub trouble: Option<String>,
     /// Of each target in [`ResolvedForward::targets`]: connections and circuit.
     pub targets: Vec<(u64, Option<&'static str>)>,
+    /// What was refused or cut, by the reason; all reasons.
+    pub stopped: Vec<Stopped>,
+}
+
+/// Connections or datagrams that were refused or cut for one reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// The word of the reason.
+    pub reason: &'static str,
+    /// The same in words that go on after "because".
+    pub says: &'static str,
+    /// How often.
+    pub count: u64,
 }
 
 impl ForwardView {

@@ -8,6 +8,7 @@
 mod auth;
 mod edit;
 mod explain;
+mod explain_forward;
 mod forward_input;
 mod forward_view;
 mod metrics;
@@ -24,14 +25,17 @@ mod view;
 mod vhost_tests;
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use proximity_table::{App, BackendKey, Change, Facts, Generation, ResolvedForward, World};
+use proximity_table::{
+    App, BackendKey, Change, Facts, Generation, ResolvedForward, Timestamp, VhostPolicy, World,
+};
 
 pub use auth::Token;
-pub use explain::{ExplainView, Said, StepView};
-pub use forward_view::{ForwardFigures, ForwardTargetView, ForwardView};
+pub use explain::{ExplainView, Said, StepView, Subject};
+pub use forward_view::{ForwardFigures, ForwardTargetView, ForwardView, Stopped};
 pub use metrics::{Family, MetricKind, MetricsText};
 pub use objects::{RecordInput, ReservationInput, UpgradeInput};
 pub use problem::{Flaw, Problem};
@@ -67,13 +71,17 @@ pub trait Appliance: Send + Sync + 'static {
     fn status(&self) -> Status;
     /// What the data threads know of a port forward.
     fn forward_figures(&self, forward: &ResolvedForward) -> ForwardFigures;
-    /// What the proxy says to visitors of an app.
-    fn said(&self, app: &App) -> Said;
+    /// What the proxy says to a visitor of an app who asks for a target such as `/api/x`, and asks from an address
+    /// where that is given.
+    fn said(&self, app: &App, target: &str, from: Option<IpAddr>) -> Said;
     /// Whether the file of an authority can be used; else what is wrong with it and, behind the last colon, what to
     /// do.
     fn check_authority(&self, path: &str) -> Result<(), String>;
-    /// What requests found of a backend; `None` before the first one.
-    fn backend_load(&self, key: &BackendKey) -> Option<LoadView>;
+    /// What requests found of a backend, told by the policy of its vhost; `None` before the first one. `is_sole`:
+    /// the vhost has no other.
+    fn backend_load(&self, key: &BackendKey, policy: &VhostPolicy, is_sole: bool) -> Option<LoadView>;
+    /// The present time.
+    fn now(&self) -> Timestamp;
     /// Its parts.
     fn services(&self) -> Vec<ServiceView>;
     /// The page of figures, made with [`MetricsText`]. It may take a while.

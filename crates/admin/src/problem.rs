@@ -17,6 +17,9 @@ pub struct Problem {
     /// Where several things are wrong, each by itself; `detail` and `hint` have all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Flaw>,
+    /// Seconds after which to ask again, where nothing else needs to be done; sent as `Retry-After`.
+    #[serde(skip)]
+    pub retry_after: Option<u32>,
 }
 
 /// One of several things that are wrong.
@@ -37,7 +40,16 @@ impl Problem {
             detail: detail.into(),
             hint: hint.into(),
             problems: Vec::new(),
+            retry_after: None,
         }
+    }
+
+    /// Another process is taking over, and nothing was done here.
+    pub fn taken_over() -> Problem {
+        let detail = "another process is taking over, and nothing was changed";
+        let problem =
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail, "ask again: the new process answers");
+        Problem { retry_after: Some(1), ..problem }
     }
 
     /// The request says something that cannot be.
@@ -93,6 +105,9 @@ impl IntoResponse for Problem {
         let mut response = (status, Json(&self)).into_response();
         let kind = header::HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
         response
     }
 }

@@ -5,21 +5,23 @@ use axum::Extension;
 use axum::Json;
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use proximity_table::{Facts, Protocol, Vhost};
-use serde::Serialize;
+use proximity_table::{Facts, Label, Protocol, Vhost, VhostPolicy};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
+use crate::explain_forward::explain_forward;
 use crate::metrics::CONTENT_TYPE;
 use crate::objects::{RecordInput, ReservationInput, UpgradeInput};
 use crate::view::{AppView, LeaseView, Page, RecordView, ReservationView, Upgraded};
 use crate::{
-    Appliance, BASE, Change, ExplainView, ForwardView, HealthView, Problem, ServiceVerb, Token, VhostView,
-    auth, edit, forward_input, vhost_input,
+    Appliance, BASE, Change, ExplainView, ForwardView, HealthView, Problem, ServiceVerb, Subject, Token,
+    VhostView, auth, edit, forward_input, vhost_input,
 };
 
 /// Most octets of a request's body.
@@ -71,7 +73,7 @@ pub fn router<A: Appliance>(appliance: Arc<A>, trust: Trust) -> Router {
             get(async |State(a): State<Arc<A>>| page(RecordView::all(&a.world()))).post(add_record::<A>),
         )
         .route("/dns/records/{name}/{type}", delete(delete_records::<A>))
-        .route("/apps", get(async |State(a): State<Arc<A>>| page(AppView::all(&a.world()))))
+        .route("/apps", get(async |State(a): State<Arc<A>>| page(all_apps(&*a))))
         .route("/apps/{name}", get(show_app::<A>))
         .route("/apps/{name}/explain", get(explain_app::<A>))
         .route(
@@ -79,6 +81,7 @@ pub fn router<A: Appliance>(appliance: Arc<A>, trust: Trust) -> Router {
             get(async |State(a): State<Arc<A>>| page(all_forwards(&*a))).post(create_forward::<A>),
         )
         .route("/forwards/{protocol}/{port}", get(show_forward::<A>).delete(delete_forward::<A>))
+        .route("/forwards/{protocol}/{port}/explain", get(explain_port::<A>))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MOST_BODY))
@@ -223,11 +226,7 @@ async fn vhost_health<A: Appliance>(
     State(appliance): State<Arc<A>>,
     Path(name): Path<String>,
 ) -> Answer<HealthView> {
-    let Json(VhostView { mut health, .. }) = find_vhost(&*appliance, &name)?;
-    for check in &mut health.backends {
-        check.load = check.key.and_then(|key| appliance.backend_load(&key));
-    }
-    Ok(Json(health))
+    find_vhost(&*appliance, &name).map(|Json(vhost)| Json(vhost.health))
 }
 
 async fn delete_lease<A: Appliance>(
@@ -280,16 +279,50 @@ async fn show_app<A: Appliance>(
 ) -> Answer<AppView> {
     let world = appliance.world();
     let app = world.app(&name).ok_or_else(|| Problem::absent("app", &name, "proximity app ls"))?;
-    Ok(Json(AppView::of(&world, &app)))
+    Ok(Json(AppView::of(&world, &app, |key, policy, is_sole| appliance.backend_load(key, policy, is_sole))))
+}
+
+fn all_apps<A: Appliance>(appliance: &A) -> Vec<AppView> {
+    AppView::all(&appliance.world(), |key, policy, is_sole| appliance.backend_load(key, policy, is_sole))
+}
+
+/// What `explain` is asked beside a name.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Explained {
+    /// The target of the request.
+    path: Option<String>,
+    /// Who asks.
+    from: Option<IpAddr>,
 }
 
 async fn explain_app<A: Appliance>(
     State(appliance): State<Arc<A>>,
     Path(name): Path<String>,
+    asked: Result<Query<Explained>, QueryRejection>,
 ) -> Answer<ExplainView> {
+    let Query(Explained { path, from }) = asked.map_err(|error| {
+        Problem::new(StatusCode::BAD_REQUEST, error.body_text(), "ask with ?path=/x and &from=192.168.1.9")
+    })?;
+    let path = path.filter(|path| !path.is_empty()).unwrap_or_else(|| "/".to_owned());
     let world = appliance.world();
-    let app = world.app(&name).ok_or_else(|| Problem::absent("app", &name, "proximity app ls"))?;
-    Ok(Json(ExplainView::of(&world, &app, appliance.said(&app))))
+    let subject = Subject::of(&world, &name)?;
+    let said = appliance.said(&subject.app, &path, from);
+    let figures = |forward: &_| appliance.forward_figures(forward);
+    Ok(Json(ExplainView::of(&world, &subject, said, figures, appliance.now())))
+}
+
+async fn explain_port<A: Appliance>(
+    State(appliance): State<Arc<A>>,
+    Path((protocol, port)): Path<(String, String)>,
+) -> Answer<ExplainView> {
+    let (parsed, number) = forwarded_port(&protocol, &port)?;
+    let world = appliance.world();
+    let found = world.facts.intent().forwards.get(&(parsed, number));
+    let (Some((_, forward)), Some(resolved)) = (found, world.forward(parsed, number)) else {
+        return Err(Problem::absent("forward", &format!("{protocol}/{port}"), "proximity forward ls"));
+    };
+    Ok(Json(explain_forward(&world, forward, &appliance.forward_figures(resolved), appliance.now())))
 }
 
 async fn create_forward<A: Appliance>(
@@ -311,7 +344,7 @@ async fn show_forward<A: Appliance>(
     State(appliance): State<Arc<A>>,
     Path((protocol, port)): Path<(String, String)>,
 ) -> Answer<ForwardView> {
-    let wanted = forward_key(&protocol, &port)?;
+    let wanted = forwarded_port(&protocol, &port)?;
     let figures = |forward: &_| appliance.forward_figures(forward);
     let found = ForwardView::one(&appliance.world(), wanted, figures);
     found.map(Json).ok_or_else(|| no_forward(&protocol, &port))
@@ -321,11 +354,12 @@ async fn delete_forward<A: Appliance>(
     State(appliance): State<Arc<A>>,
     Path((protocol, port)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {
-    let (protocol, port) = forward_key(&protocol, &port)?;
-    change(&*appliance, move |facts| edit::remove_forward(facts, protocol, port)).await
+    let (parsed, port) = forwarded_port(&protocol, &port)?;
+    change(&*appliance, move |facts| edit::remove_forward(facts, parsed, port)).await
 }
 
-fn forward_key(protocol: &str, port: &str) -> Result<(Protocol, u16), Problem> {
+/// The port that a path of the API names.
+fn forwarded_port(protocol: &str, port: &str) -> Result<(Protocol, u16), Problem> {
     let known = match protocol {
         "tcp" => Some(Protocol::Tcp),
         "udp" => Some(Protocol::Udp),
@@ -367,8 +401,15 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
 }
 
 fn find_vhost<A: Appliance>(appliance: &A, name: &str) -> Answer<VhostView> {
-    let found = VhostView::named(&appliance.world(), name);
-    found.map(Json).ok_or_else(|| Problem::absent("vhost", name, "proximity vhost ls"))
+    let world = appliance.world();
+    let found =
+        VhostView::named(&world, name).ok_or_else(|| Problem::absent("vhost", name, "proximity vhost ls"))?;
+    let policy = found.app_name.parse().ok().and_then(|app: Label| {
+        let (_, vhost) = world.facts.intent().vhosts.get(&app)?;
+        Some(vhost.policy.clone())
+    });
+    let policy = policy.unwrap_or_else(VhostPolicy::unchanged);
+    Ok(Json(found.with_loads(|key, is_sole| appliance.backend_load(key, &policy, is_sole))))
 }
 
 async fn change<A: Appliance>(

@@ -8,7 +8,7 @@ use crate::Problem;
 
 /// What is shown of a vhost beside its settings; it is passed over, so that a vhost may come back as it was
 /// shown.
-const SHOWN: [&str; 4] = ["source", "verdict", "url", "warnings"];
+const SHOWN: [&str; 5] = ["source", "verdict", "url", "notes", "warnings"];
 /// The same of its health.
 const SHOWN_OF_HEALTH: [&str; 4] = ["state", "since", "reason", "backends"];
 

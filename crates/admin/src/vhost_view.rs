@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use proximity_table::{
-    Backend, BackendKey, BackendTarget, Health, HealthPolicy, HealthState, Label, Name, Route, Service,
-    Source, Vhost, VhostPath, World,
+    Absence, Backend, BackendKey, BackendTarget, Health, HealthPolicy, HealthState, Label, Name, Route,
+    Service, Source, Vhost, VhostPath, World,
 };
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,9 @@ pub struct VhostView {
     /// Where a browser finds it; nowhere when all its names are wildcards.
     pub url: Option<String>,
     pub health: HealthView,
+    /// What needs attention, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub path: Vec<PathView>,
     /// What works and perhaps is not meant, in words.
@@ -94,8 +97,12 @@ pub struct LoadView {
     pub in_flight: u32,
     /// Requests that wait for it.
     pub waiting: u32,
-    /// closed, open while it is left alone for its failures, half_open while one request tries it.
+    /// closed, open while it is left alone for its failures, half_open while one request tries it, queue_full while
+    /// it has as many requests as it may, slow_start while it takes up its share.
     pub circuit: String,
+    /// The same in words, unless it is closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// Failures that count towards the next pause.
     pub failures: u32,
     /// How often it was left alone.
@@ -124,7 +131,8 @@ impl VhostView {
         let name = name.to_ascii_lowercase();
         let asked = name.parse().ok().and_then(|label: Label| world.facts.intent().vhosts.get(&label));
         if let Some((source, vhost)) = asked {
-            return Some(VhostView::asked(world, *source, vhost));
+            let notes = unknown(world, vhost, |name| world.nearest_host(name.as_str()));
+            return Some(VhostView { notes, ..VhostView::asked(world, *source, vhost) });
         }
         let of_app = || {
             let label: Label = name.parse().ok()?;
@@ -135,6 +143,32 @@ impl VhostView {
                 .find_map(|net| world.routes.get(net.domain.child(&label).ok()?.to_string().as_str()))
         };
         world.route(&name).or_else(of_app).and_then(|route| VhostView::of(world, route))
+    }
+
+    /// Adds what requests found of each backend; `load` gets the backend and whether it is the only one.
+    pub fn with_loads(mut self, load: impl Fn(&BackendKey, bool) -> Option<LoadView>) -> VhostView {
+        for health in self.healths() {
+            let is_sole = health.backends.len() == 1;
+            for check in &mut health.backends {
+                check.load = check.key.and_then(|key| load(&key, is_sole));
+            }
+        }
+        let noted = |check: &mut CheckView| {
+            let note = check.load.as_ref()?.note.as_ref()?;
+            Some(format!("{}: {note}", check.backend))
+        };
+        let notes: Vec<String> = self.checks().filter_map(noted).collect();
+        self.notes.extend(notes);
+        self
+    }
+
+    /// What is known of each backend, of the paths too.
+    pub fn checks(&mut self) -> impl Iterator<Item = &mut CheckView> {
+        self.healths().flat_map(|health| &mut health.backends)
+    }
+
+    fn healths(&mut self) -> impl Iterator<Item = &mut HealthView> {
+        std::iter::once(&mut self.health).chain(self.path.iter_mut().map(|path| &mut path.health))
     }
 
     /// The vhost that a route belongs to.
@@ -172,6 +206,7 @@ impl VhostView {
             verdict: route.map_or("shadowed", |route| route.verdict().as_str()).to_owned(),
             url: with_url.map(|name| format!("http://{name}")),
             health: HealthView::of(&vhost.health, &HealthPolicy::default(), service),
+            notes: unknown(world, vhost, |_| None),
             path: paths,
             warnings: world.vhost_warnings(vhost),
             settings: vhost_settings::of_vhost(vhost),
@@ -195,11 +230,18 @@ impl VhostView {
             verdict: route.verdict().as_str().to_owned(),
             url: Some(format!("http://{}", route.hostname)),
             health: HealthView::of(&HealthPolicy::default(), &HealthPolicy::default(), service),
+            notes: Vec::new(),
             path: Vec::new(),
             warnings: Vec::new(),
             settings: Settings::new(),
         }
     }
+}
+
+/// Says which apps of a vhost nobody knows. Looking for the nearest name is not for lists.
+fn unknown(world: &World, vhost: &Vhost, nearest: impl Fn(&Label) -> Option<String>) -> Vec<String> {
+    let names = world.unknown_apps(vhost).into_iter();
+    names.map(|name| Absence::Unknown { nearest: nearest(&name), name }.to_string()).collect()
 }
 
 impl PathView {

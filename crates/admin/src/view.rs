@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use proximity_table::{
-    App, AppState, Backend, HostKind, Lease, LeaseState, Name, RecordType, Reservation, Source, Timestamp,
-    World,
+    App, AppState, Backend, BackendKey, HostKind, Lease, LeaseState, Name, RecordType, Reservation, Source,
+    Timestamp, VhostPolicy, World,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::VhostView;
+use crate::{LoadView, VhostView};
 
 /// A list, and how many there are.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -111,7 +111,8 @@ pub struct Status {
     pub statistics: BTreeMap<String, u64>,
     /// Counted drops and refusals by reason, those that never happened left out.
     pub drops: BTreeMap<String, u64>,
-    /// Backends that are left alone for their failures, or tried again after that.
+    /// Backends that are left alone for their failures or tried again after that, that are busy, or that take up
+    /// their share.
     #[serde(default)]
     pub circuits: Vec<CircuitView>,
     /// What is wrong, in words.
@@ -128,14 +129,17 @@ pub struct Status {
     pub draining_processes: Vec<u32>,
 }
 
-/// A backend that requests are kept from.
+/// A backend that requests are kept from, or only some of them are carried to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct CircuitView {
     pub app: String,
     pub backend: String,
-    /// open or half_open.
+    /// open, half_open, queue_full or slow_start.
     pub circuit: String,
+    /// The same in words.
+    #[serde(default)]
+    pub note: String,
     /// What the last request met.
     pub last_failure: Option<String>,
 }
@@ -282,14 +286,30 @@ impl RecordView {
 
 impl AppView {
     /// Every app by name.
-    pub fn all(world: &World) -> Vec<AppView> {
-        world.apps().iter().map(|app| AppView::of(world, app)).collect()
+    pub fn all(
+        world: &World,
+        load: impl Fn(&BackendKey, &VhostPolicy, bool) -> Option<LoadView>,
+    ) -> Vec<AppView> {
+        let mut views: Vec<AppView> = world.apps().iter().map(|app| AppView::of(world, app, &load)).collect();
+        for check in views.iter_mut().filter_map(|view| view.vhost.as_mut()).flat_map(VhostView::checks) {
+            check.load = None;
+        }
+        views
     }
 
-    /// The joined row.
-    pub fn of(world: &World, app: &App) -> AppView {
+    /// The joined row. `load` tells what requests found of a backend, by the policy of its vhost and whether it is
+    /// the only one.
+    pub fn of(
+        world: &World,
+        app: &App,
+        load: impl Fn(&BackendKey, &VhostPolicy, bool) -> Option<LoadView>,
+    ) -> AppView {
         let host = app.host.as_deref();
-        let vhost = app.route.as_ref().and_then(|route| VhostView::of(world, route));
+        let route = app.route.as_deref();
+        let vhost = route.and_then(|route| VhostView::of(world, route));
+        let vhost = vhost
+            .zip(route)
+            .map(|(vhost, route)| vhost.with_loads(|key, is_sole| load(key, &route.policy, is_sole)));
         let mut notes = Vec::new();
         if let Some(host) = host.filter(|host| host.contenders > 0) {
             let others = host.contenders;
@@ -312,6 +332,7 @@ impl AppView {
         {
             notes.push(reason);
         }
+        notes.extend(vhost.iter().flat_map(|vhost| vhost.notes.iter().cloned()));
         let mut forwards = Vec::new();
         for forward in world.forwards.iter() {
             let here = |target: &&Backend| host.is_some_and(|host| host.ip == *target.key.addr.ip());

@@ -1,8 +1,9 @@
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use proximity_admin::{BASE, Problem};
 use serde_json::Value;
@@ -11,7 +12,7 @@ use tokio::net::UnixStream;
 /// Longest answer that is read, in octets.
 const LONGEST_ANSWER: usize = 256 << 20;
 /// How long an answer may take.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A client of the running appliance.
 pub struct ApiClient {
@@ -44,20 +45,35 @@ impl ApiClient {
     fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<(StatusCode, Bytes), String> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
-        let asked =
-            async { tokio::time::timeout(PATIENCE, exchange(&self.socket, method, path, body)).await };
+        let asked = async {
+            let asked = until_taken(|| exchange(&self.socket, method.clone(), path, body));
+            tokio::time::timeout(PATIENCE, asked).await
+        };
         runtime
             .block_on(asked)
             .map_err(|_| format!("no answer within {} s on {}", PATIENCE.as_secs(), self.socket.display()))?
     }
 }
 
-async fn exchange(
-    socket: &Path,
-    method: Method,
-    path: &str,
-    body: Option<&Value>,
+/// An answer that is there, or the time after which to ask again.
+enum Answer {
+    Given(StatusCode, Bytes),
+    Later(Duration),
+}
+
+/// Asks again as long as that is what the answer says: another process takes over, and nothing was done yet.
+async fn until_taken<F: Future<Output = Result<Answer, String>>>(
+    ask: impl Fn() -> F,
 ) -> Result<(StatusCode, Bytes), String> {
+    loop {
+        match ask().await? {
+            Answer::Given(status, bytes) => return Ok((status, bytes)),
+            Answer::Later(wait) => tokio::time::sleep(wait).await,
+        }
+    }
+}
+
+async fn exchange(socket: &Path, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, String> {
     let absent = |error: std::io::Error| {
         format!(
             "no appliance answers on {}: {error}: start it with `proximity run`, or name its socket with --socket",
@@ -79,9 +95,15 @@ async fn exchange(
         .map_err(|error| error.to_string())?;
     let response = sender.send_request(request).await.map_err(broken)?;
     let status = response.status();
+    let later =
+        response.headers().get(header::RETRY_AFTER).filter(|_| status == StatusCode::SERVICE_UNAVAILABLE);
+    let seconds = later.and_then(|seconds| seconds.to_str().ok()?.parse().ok());
+    if let Some(seconds) = seconds {
+        return Ok(Answer::Later(Duration::from_secs(seconds)));
+    }
     let read = Limited::new(response.into_body(), LONGEST_ANSWER).collect().await;
     let bytes = read.map_err(|error| format!("the answer cannot be read: {error}"))?.to_bytes();
-    Ok((status, bytes))
+    Ok(Answer::Given(status, bytes))
 }
 
 fn read(bytes: &[u8]) -> Result<Value, String> {

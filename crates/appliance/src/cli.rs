@@ -5,7 +5,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::clock::Uptime;
 use crate::daemon::{self, Origin};
-use crate::{commands, forward_command, supervisor, vhost_command};
+use crate::{commands, explain_command, forward_command, supervisor, vhost_command};
 
 /// The whole network of a Proxmox host's apps: DHCP, DNS, reverse proxy, NAT and firewall from one table.
 #[derive(Debug, Parser)]
@@ -64,8 +64,16 @@ enum Command {
     /// Port forwards to apps
     #[command(subcommand)]
     Forward(ForwardCommand),
-    /// Tell why an app answers or does not, step by step
-    Explain { name: String },
+    /// Tell why an app answers or does not, or where a forwarded port leads, step by step
+    Explain {
+        /// App, host name or URL, with a path if one is meant: wiki, wiki.prox.local/api; or a forwarded port: 2222,
+        /// udp/53
+        #[arg(value_name = "HOST[/PATH]|PORT")]
+        name: String,
+        /// Who asks: whether this address may
+        #[arg(long, value_name = "ADDRESS")]
+        from: Option<String>,
+    },
     /// Show the version
     Version,
 }
@@ -328,7 +336,7 @@ pub fn run(uptime: Uptime) -> ExitCode {
         Command::Upgrade { binary } => commands::upgrade(&asked, binary),
         Command::Status => commands::status(&asked),
         Command::App(command) => commands::app(&asked, command),
-        Command::Explain { name } => commands::explain(&asked, &name),
+        Command::Explain { name, from } => explain_command::run(&asked, &name, from.as_deref()),
         Command::Lease(command) => commands::lease(&asked, command),
         Command::Dns(command) => commands::dns(&asked, command),
         Command::Vhost(command) => vhost_command::run(&asked, command),

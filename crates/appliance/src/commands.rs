@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use hyper::Method;
 use proximity_admin::{
-    AppView, ExplainView, LeaseView, Page, RecordInput, RecordView, Reloaded, ReservationInput, Status,
-    Upgraded,
+    AppView, LeaseView, Page, RecordInput, RecordView, Reloaded, ReservationInput, Status, Upgraded,
 };
 use proximity_config::Config;
 use serde::Serialize;
@@ -121,6 +120,9 @@ pub fn status(asked: &Asked) -> Done {
             say!("processes of before the last upgrades that carry connections: {}", pids.join(", "));
         }
         status.problems.iter().for_each(|problem| say!("! {problem}"));
+        for circuit in &status.circuits {
+            say!("! backend {} of {}: {}", circuit.backend, circuit.app, circuit.note);
+        }
         warn(&status.warnings);
         say!("");
         let services = status.services.iter().map(|(name, healthy)| {
@@ -135,19 +137,6 @@ pub fn status(asked: &Asked) -> Done {
         if !status.drops.is_empty() {
             say!("");
             table_text::print(&["dropped or refused", "count"], &count(&status.drops));
-        }
-    })
-}
-
-pub fn explain(asked: &Asked, name: &str) -> Done {
-    let answer = asked.call(Method::GET, &format!("/apps/{}/explain", escape(name)), None)?;
-    asked.show(answer, |app: ExplainView| {
-        say!("{}: {}", app.name, app.title);
-        if app.verdict != "ok" {
-            say!("{} {}", app.why, app.advice);
-        }
-        for step in app.steps {
-            say!("  {} {:<9} {}", if step.ok { "ok  " } else { "FAIL" }, step.step, step.says);
         }
     })
 }

@@ -1,7 +1,7 @@
 //! The appliance as the admin API sees it.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddrV4;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,14 +10,15 @@ use arc_swap::ArcSwap;
 use hyper::StatusCode;
 use proximity_admin::{
     Appliance, CircuitView, Edit, ForwardFigures, LoadView, Problem, Reloaded, Said, ServiceVerb,
-    ServiceView, Status, Upgraded,
+    ServiceView, Status, StepView, Stopped, Upgraded,
 };
 use proximity_config::{Config, Waiting};
 use proximity_dhcp::Stats;
 use proximity_dns::{DnsSettings, Forwarder, Upstream};
-use proximity_proxy::{BackendLoad, Circuit, Explanation, Reason, StreamPort, StreamReason};
+use proximity_proxy::{BackendLoad, Condition, Explanation, Question, Reason, StreamPort, StreamReason};
 use proximity_table::{
-    App, AppState, Backend, BackendKey, Generation, HealthState, ResolvedForward, Route, Verdict, World,
+    App, AppState, Backend, BackendKey, Generation, HealthState, ResolvedForward, Route, Timestamp, Verdict,
+    VhostPolicy, World,
 };
 use tokio::sync::mpsc;
 
@@ -27,7 +28,7 @@ use crate::kernel::Kernel;
 use crate::registrar::Registrar;
 use crate::upgrade::followers::Followers;
 use crate::upgrade::handover::Request;
-use crate::{daemon, log, metrics};
+use crate::{clock, daemon, log, metrics};
 
 /// Everything that is asked about or changed from outside.
 pub struct Control {
@@ -151,29 +152,29 @@ impl Control {
             .collect()
     }
 
-    /// Backends that requests are kept from, each once.
+    /// Backends that requests are kept from, or only some of them are carried to, each once.
     fn circuits(&self, world: &World) -> Vec<CircuitView> {
-        let loads = self.data.backend_loads();
-        let open: BTreeMap<BackendKey, BackendLoad> =
-            loads.into_iter().filter(|(_, load)| load.circuit != Circuit::Closed).collect();
-        if open.is_empty() {
-            return Vec::new();
-        }
-        let mut found = BTreeMap::new();
+        let loads: HashMap<BackendKey, BackendLoad> = self.data.backend_loads().into_iter().collect();
+        let mut found: BTreeMap<(String, SocketAddrV4), CircuitView> = BTreeMap::new();
         for route in world.routes.values() {
-            for backend in route.backends().chain(&route.auth_backend) {
-                if let Some(load) = open.get(&backend.key) {
-                    found.insert((route.app.to_string(), backend.key.addr), load);
+            for service in route.services() {
+                let is_sole = service.candidates.len() == 1;
+                for backend in &service.candidates {
+                    let addr = backend.key.addr;
+                    let Some(load) = loads.get(&backend.key) else { continue };
+                    let Some(note) = proximity_proxy::note(load, &route.policy, is_sole) else { continue };
+                    let view = CircuitView {
+                        app: route.app.to_string(),
+                        backend: addr.to_string(),
+                        circuit: Condition::of(load, &route.policy).as_str().to_owned(),
+                        note,
+                        last_failure: load.failing().map(|reason| reason.as_str().to_owned()),
+                    };
+                    found.insert((route.app.to_string(), addr), view);
                 }
             }
         }
-        let view = |((app, addr), load): ((String, SocketAddrV4), &BackendLoad)| CircuitView {
-            app,
-            backend: addr.to_string(),
-            circuit: load.circuit.as_str().to_owned(),
-            last_failure: load.last_failure.map(|reason| reason.as_str().to_owned()),
-        };
-        found.into_iter().map(view).collect()
+        found.into_values().collect()
     }
 
     fn statistics(&self, world: &World) -> BTreeMap<String, u64> {
@@ -260,39 +261,43 @@ impl Appliance for Control {
         }
     }
 
-    fn said(&self, app: &App) -> Said {
+    fn said(&self, app: &App, target: &str, from: Option<IpAddr>) -> Said {
+        let world = self.world();
         let route = app.route.as_deref();
-        let load = |key: &BackendKey| self.data.backend_load(key);
-        let Explanation { reason, title, why, advice } = proximity_proxy::explain(route, load);
-        let backends = route.into_iter().flat_map(|route| route.backends()).filter_map(|backend| {
-            let load = load(&backend.key)?;
-            let circuit = match load.circuit {
-                Circuit::Closed => String::new(),
-                other => format!("; circuit {}", other.as_str()),
-            };
-            let seen = match load.last_failure {
-                None => format!("requests are answered, {} in flight{circuit}", load.in_flight),
-                Some(reason) => format!("the last request met {}{circuit}", reason.as_str()),
-            };
-            Some((backend.key.addr.to_string(), load.last_failure.is_none(), seen))
-        });
-        Said { reason: reason.map(Reason::as_str), title, why, advice, backends: backends.collect() }
+        let question = Question {
+            world: &world,
+            target,
+            from,
+            settings: &self.data.proxy_settings(),
+            counts: &route.map(|route| self.data.app_total(&route.app)).unwrap_or_default(),
+            load: &|key| self.data.backend_load(key),
+            now: clock::now(),
+        };
+        let Explanation { verdict, title, why, advice, steps, .. } =
+            proximity_proxy::explain(&question, route);
+        let steps = steps.into_iter().map(|step| StepView::new(step.step, step.ok, step.says));
+        Said { verdict, title, why, advice, steps: steps.collect() }
     }
 
     fn check_authority(&self, path: &str) -> Result<(), String> {
         daemon::check_authority(path)
     }
 
-    fn backend_load(&self, key: &BackendKey) -> Option<LoadView> {
+    fn backend_load(&self, key: &BackendKey, policy: &VhostPolicy, is_sole: bool) -> Option<LoadView> {
         let load = self.data.backend_load(key)?;
         Some(LoadView {
             in_flight: load.in_flight,
             waiting: load.waiting,
-            circuit: load.circuit.as_str().to_owned(),
+            circuit: Condition::of(&load, policy).as_str().to_owned(),
+            note: proximity_proxy::note(&load, policy, is_sole),
             failures: load.failures,
             pauses: load.pauses,
-            last_failure: load.last_failure.map(|reason| reason.as_str().to_owned()),
+            last_failure: load.failing().map(|reason| reason.as_str().to_owned()),
         })
+    }
+
+    fn now(&self) -> Timestamp {
+        clock::now()
     }
 
     fn forward_figures(&self, forward: &ResolvedForward) -> ForwardFigures {
@@ -310,6 +315,13 @@ impl Appliance for Control {
             sent: load.sent,
             trouble: forwards.troubles().into_iter().find(|(other, _)| *other == port).map(|(_, why)| why),
             targets: forward.targets.iter().map(of_target).collect(),
+            stopped: StreamReason::ALL
+                .map(|reason| Stopped {
+                    reason: reason.as_str(),
+                    says: reason.says(),
+                    count: forwards.count_at(port, reason),
+                })
+                .into(),
         }
     }
 
@@ -440,7 +452,8 @@ impl Appliance for Control {
         self.data.set_proxy_settings(&new.proxy.settings);
         let generation = self.registrar.set_intent(new.intent).await;
         self.data.follow_forwards();
-        let generation = generation.map_or(0, |generation| generation.0);
+        // The registrar does nothing for us any more.
+        let generation = generation.ok_or_else(Problem::taken_over)?.0;
         log!(Info, "config", "the file is in force", generation = generation);
         Ok(Reloaded {
             generation,

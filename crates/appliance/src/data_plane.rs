@@ -14,8 +14,8 @@ use arc_swap::ArcSwap;
 use proximity_config::Config;
 use proximity_dns::{DnsServer, DnsSnapshot, DnsStats, Forwarder};
 use proximity_proxy::{
-    AccessLog, AccessLogCounts, AppTotals, BackendLoad, Counters, Course, DataPlane, Shared, StreamForwards,
-    StreamThread, Totals,
+    AccessLog, AccessLogCounts, AppTotals, BackendLoad, Counters, Course, DataPlane, Probed, Shared,
+    StreamForwards, StreamThread, Totals,
 };
 use proximity_table::{BackendKey, ProxySettings, World};
 use tokio::runtime::{Builder, LocalOptions};
@@ -280,11 +280,28 @@ impl DataThreads {
         self.shared.apps.totals()
     }
 
-    /// A probe says that a backend is healthy again: it starts slowly.
-    pub fn became_usable(&self, key: BackendKey) {
-        if let Some(state) = self.shared.backends.find(&key) {
-            state.became_usable(self.shared.millis(Instant::now()));
+    /// A probe is over: what requests met before may be past, and a backend that is healthy again starts slowly.
+    pub fn backend_probed(&self, probed: Probed) {
+        let Some(state) = self.shared.backends.find(&probed.key) else { return };
+        let now_ms = self.shared.millis(Instant::now());
+        match probed.met {
+            Some(Ok(())) => state.met.note_answer(),
+            Some(Err(reason)) => state.met.note_failure(reason, now_ms),
+            None => {}
         }
+        if probed.became_healthy {
+            state.became_usable(now_ms);
+        }
+    }
+
+    /// What was counted of an app.
+    pub fn app_total(&self, app: &str) -> AppTotals {
+        self.shared.apps.of(app)
+    }
+
+    /// How clients are treated on the whole.
+    pub fn proxy_settings(&self) -> Arc<ProxySettings> {
+        self.shared.settings.load_full()
     }
 
     /// What requests have found out about the backends, in the order of their keys.

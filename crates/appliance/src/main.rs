@@ -10,6 +10,7 @@ mod control;
 mod daemon;
 mod data_plane;
 mod dotted_key;
+mod explain_command;
 mod export;
 mod forward_command;
 mod kernel;

@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use proximity_admin::{Appliance, MetricKind, MetricsText};
+use proximity_admin::{Appliance, ForwardFigures, MetricKind, MetricsText};
 use proximity_dhcp::Drop;
 use proximity_dns::DnsSnapshot;
-use proximity_proxy::{
-    AccessLogCounts, AppTotals, BackendLoad, Circuit, Reason, StreamLoad, StreamPort, StreamReason, Totals,
-};
-use proximity_table::{AppState, BackendKey, HealthState, Verdict, World};
+use proximity_proxy::{AccessLogCounts, AppTotals, BackendLoad, Circuit, Reason, Totals};
+use proximity_table::{AppState, BackendKey, HealthState, ResolvedForward, Verdict, World};
 
 use crate::control::Control;
 use crate::log;
@@ -39,16 +37,7 @@ pub fn page(control: &Control) -> String {
     let (apps, others) = control.data.app_totals();
     by_app(&mut page, &apps, &others);
     by_backend(&mut page, &world, &control.data.backend_loads());
-    let loads = world.forwards.iter().map(|forward| {
-        let port = StreamPort { protocol: forward.protocol, number: forward.port };
-        (port, control.data.forwards().load(port))
-    });
-    by_forward(&mut page, &loads.collect::<Vec<_>>());
-    let help = "Forwarded connections and datagrams that were stopped, and why.";
-    let mut stopped = page.family("proximity_forward_stopped_total", Counter, help);
-    for reason in StreamReason::ALL {
-        stopped.sample(&[("reason", reason.as_str())], control.data.forwards().count(reason));
-    }
+    by_forward(&mut page, &world, |forward| control.forward_figures(forward));
     access_log(&mut page, &control.data.access_log_counts());
     page.finish()
 }
@@ -191,21 +180,59 @@ fn by_backend(page: &mut MetricsText, world: &World, loads: &[(BackendKey, Backe
     each("proximity_backend_pauses_total", Counter, help, |load| load.pauses);
 }
 
-fn by_forward(page: &mut MetricsText, loads: &[(StreamPort, StreamLoad)]) {
-    let mut each = |name, kind, help, value: fn(&StreamLoad) -> u64| {
+/// Of ports that the kernel forwards only the health is known.
+fn by_forward(page: &mut MetricsText, world: &World, figures: impl Fn(&ResolvedForward) -> ForwardFigures) {
+    let number = |forward: &ResolvedForward| forward.port.to_string();
+    let all: Vec<ForwardRow> =
+        world.forwards.iter().map(|forward| (&**forward, number(forward), figures(forward))).collect();
+    let carried = || all.iter().filter(|(forward, ..)| forward.proxy.is_some());
+    let mut each = |name, kind, help, value: fn(&ForwardFigures) -> u64| {
         let mut family = page.family(name, kind, help);
-        for (port, load) in loads {
-            let number = port.number.to_string();
-            family.sample(&[("protocol", port.protocol.as_str()), ("port", &number)], value(load));
+        for (forward, port, figures) in carried() {
+            family.sample(&[("protocol", forward.protocol.as_str()), ("port", port)], value(figures));
         }
     };
+    let help = "Whether a port is listened on that the appliance is to carry.";
+    each("proximity_forward_listening", Gauge, help, |figures| u64::from(figures.trouble.is_none()));
     let help = "Connections of a port that the appliance carries; of UDP the clients that are remembered.";
-    each("proximity_forward_connections", Gauge, help, |load| load.open);
+    each("proximity_forward_connections", Gauge, help, |figures| figures.open);
     let help = "Connections of a port ever taken.";
-    each("proximity_forward_connections_total", Counter, help, |load| load.taken);
-    each("proximity_forward_received_bytes_total", Counter, "Octets from clients.", |load| load.received);
-    each("proximity_forward_sent_bytes_total", Counter, "Octets to clients.", |load| load.sent);
+    each("proximity_forward_connections_total", Counter, help, |figures| figures.taken);
+    let help = "Octets from clients of a port.";
+    each("proximity_forward_received_bytes_total", Counter, help, |figures| figures.received);
+    let help = "Octets to clients of a port.";
+    each("proximity_forward_sent_bytes_total", Counter, help, |figures| figures.sent);
+    let help = "Connections and datagrams of a port that were refused or cut, and why.";
+    let mut stopped = page.family("proximity_forward_stopped_total", Counter, help);
+    for (forward, port, figures) in carried() {
+        for one in &figures.stopped {
+            let labels = [("protocol", forward.protocol.as_str()), ("port", port), ("reason", one.reason)];
+            stopped.sample(&labels, one.count);
+        }
+    }
+    let mut of_targets = |name, help, value: &dyn Fn(&ForwardRow, usize) -> Option<u64>| {
+        let mut family = page.family(name, Gauge, help);
+        for row in &all {
+            for (at, target) in row.0.targets.iter().enumerate() {
+                let address = target.key.addr.to_string();
+                let labels =
+                    [("protocol", row.0.protocol.as_str()), ("port", &*row.1), ("target", &*address)];
+                value(row, at).into_iter().for_each(|value| family.sample(&labels, value));
+            }
+        }
+    };
+    let help = "Connections that the appliance carries to a target, of all ports.";
+    of_targets("proximity_forward_target_connections", help, &|(forward, _, figures), at| {
+        figures.targets.get(at).filter(|_| forward.proxy.is_some()).map(|(count, _)| *count)
+    });
+    let help = "Whether the last probes of a target passed.";
+    of_targets("proximity_forward_target_healthy", help, &|(forward, ..), at| {
+        forward.health.is_some().then(|| u64::from(forward.targets[at].is_healthy()))
+    });
 }
+
+/// A forward, its port as text, and what is known of it.
+type ForwardRow<'a> = (&'a ResolvedForward, String, ForwardFigures);
 
 fn access_log(page: &mut MetricsText, counts: &AccessLogCounts) {
     let help = "Lines of the access logs by what became of them.";
@@ -229,10 +256,12 @@ fn seconds(micros: u64) -> f64 {
 mod tests {
     use std::net::SocketAddrV4;
 
+    use proximity_admin::Stopped;
     use proximity_config::Config;
     use proximity_proxy::AppCounters;
     use proximity_table::{
-        BackendTarget, Change, Facts, Generation, Health, Ledger, Source, Timestamp, Touched, Vhost,
+        BackendTarget, Change, Facts, Forward, Generation, Health, Ledger, Protocol, Source, Timestamp,
+        Touched, Vhost,
     };
 
     use super::*;
@@ -299,6 +328,8 @@ mod tests {
             pauses: 4,
             circuit: Circuit::Open { until_ms: 9 },
             last_failure: None,
+            is_known: false,
+            usable_for_ms: 0,
         };
         let page = with(|page| by_backend(page, &world, &[(key(80), load), (key(99), load)]));
         for line in [
@@ -312,6 +343,45 @@ mod tests {
             has(&page, line);
         }
         assert_eq!(page.lines().filter(|line| !line.starts_with('#')).count(), 6, "{page}");
+    }
+
+    #[test]
+    fn forwards_are_told_by_port_and_target() {
+        let mut facts = Facts::new(Config::default().intent, Ledger::default());
+        let target = |last: u8| BackendTarget::Address(SocketAddrV4::new([10, 20, 0, last].into(), 22));
+        let mut carried = Forward::new(Protocol::Tcp, 2222, target(5));
+        carried.more = vec![target(6)];
+        carried.proxy = Some(Arc::default());
+        let mut translated = Forward::new(Protocol::Tcp, 2223, target(7));
+        translated.health = Some(Arc::default());
+        for forward in [carried, translated] {
+            facts.apply(Change::Forward(Source::Api, forward), &mut Touched::default());
+        }
+        let world = World::derive(facts, Generation(1));
+        let figures = |forward: &ResolvedForward| ForwardFigures {
+            open: 3,
+            taken: 4,
+            received: 5,
+            sent: 6,
+            trouble: None,
+            targets: forward.targets.iter().map(|_| (2, None)).collect(),
+            stopped: vec![Stopped { reason: "loop", says: "it came back", count: 7 }],
+        };
+        let page = with(|page| by_forward(page, &world, figures));
+        for line in [
+            r#"proximity_forward_listening{protocol="tcp",port="2222"} 1"#,
+            r#"proximity_forward_connections{protocol="tcp",port="2222"} 3"#,
+            r#"proximity_forward_connections_total{protocol="tcp",port="2222"} 4"#,
+            r#"proximity_forward_received_bytes_total{protocol="tcp",port="2222"} 5"#,
+            r#"proximity_forward_sent_bytes_total{protocol="tcp",port="2222"} 6"#,
+            r#"proximity_forward_stopped_total{protocol="tcp",port="2222",reason="loop"} 7"#,
+            r#"proximity_forward_target_connections{protocol="tcp",port="2222",target="10.20.0.5:22"} 2"#,
+            r#"proximity_forward_target_connections{protocol="tcp",port="2222",target="10.20.0.6:22"} 2"#,
+            r#"proximity_forward_target_healthy{protocol="tcp",port="2223",target="10.20.0.7:22"} 0"#,
+        ] {
+            has(&page, line);
+        }
+        assert_eq!(page.lines().filter(|line| !line.starts_with('#')).count(), 9, "{page}");
     }
 
     #[test]

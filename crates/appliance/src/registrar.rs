@@ -332,7 +332,7 @@ impl Writer {
                     self.published.send_replace(generation.0);
                 }
                 Command::Edit(_, done) => {
-                    let _ = done.send(Err(replaced()));
+                    let _ = done.send(Err(Problem::taken_over()));
                 }
                 Command::Dhcp(_) => self.stats.count_drop(Drop::Stopped),
                 // Whoever waits for these sees that nobody answers.
@@ -623,11 +623,6 @@ fn log_lease(lease: &Lease) {
     };
     let name = lease.hostname.as_ref().map(ToString::to_string).unwrap_or_default();
     log!(Info, "dhcp", what, ip = lease.ip, mac = lease.mac, hostname = name, network = lease.network);
-}
-
-fn replaced() -> Problem {
-    let detail = "this process was replaced by an upgrade before the change was made";
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail, "ask again: the new process answers")
 }
 
 fn not_durable(error: impl std::fmt::Display) -> Problem {

@@ -243,8 +243,8 @@ fn spawn_prober(control: &Arc<Control>) -> AbortHandle {
     let (reports, mut verdicts) = tokio::sync::mpsc::channel(1024);
     let (registrar, data) = (control.registrar.clone(), control.data.clone());
     let (world, published) = (registrar.world().clone(), registrar.published());
-    let usable = move |key| data.became_usable(key);
-    let probing = proximity_proxy::probe(world, published, reports, usable, clock::entropy());
+    let told = move |probed| data.backend_probed(probed);
+    let probing = proximity_proxy::probe(world, published, reports, told, clock::entropy());
     // Ends with the prober.
     tokio::spawn(async move {
         while let Some((app, key, health)) = verdicts.recv().await {

@@ -33,14 +33,13 @@ pub fn run(asked: &Asked, command: VhostCommand) -> Done {
         }
         VhostCommand::Add { name, backend, settings } => {
             let body = vhost_edit::add(&name, &backend, &settings)?;
-            let done = format!("the vhost {name} is there");
-            asked.change(Method::POST, "/vhosts", Some(Value::Object(body)), &done)
+            put(asked, Method::POST, "/vhosts", body, &format!("the vhost {name} is there"))
         }
         VhostCommand::Set { name, backend, settings } => {
             let path = format!("/vhosts/{}", escape(&name));
             let shown = asked.client().find(&path)?;
             let body = vhost_edit::set(&name, shown.as_ref(), &backend, &settings)?;
-            asked.change(Method::PUT, &path, Some(Value::Object(body)), &format!("the vhost {name} is set"))
+            put(asked, Method::PUT, &path, body, &format!("the vhost {name} is set"))
         }
         VhostCommand::Rm { name } => asked.change(
             Method::DELETE,
@@ -49,6 +48,15 @@ pub fn run(asked: &Asked, command: VhostCommand) -> Done {
             &format!("the vhost {name} is removed"),
         ),
     }
+}
+
+/// Sends a vhost, and tells what is noticed of it.
+fn put(asked: &Asked, method: Method, path: &str, body: Map<String, Value>, done: &str) -> Done {
+    let answer = asked.call(method, path, Some(&Value::Object(body)))?;
+    asked.show(answer, |vhost: VhostView| {
+        say!("{done}");
+        vhost.notes.iter().for_each(|note| say!("note: {note}"));
+    })
 }
 
 /// Where a vhost leads, in a few words.
@@ -80,6 +88,7 @@ fn rows(vhost: &VhostView) -> Vec<(String, String)> {
     row("source", plain(&json!(vhost.source)));
     row("verdict", vhost.verdict.clone());
     row("leads to", format!("{} ({})", target(vhost), vhost.protocol));
+    vhost.notes.iter().for_each(|note| row("note", note.clone()));
     add_health(&mut rows, "", &vhost.backends, &vhost.health);
     add_settings(&mut rows, "", &vhost.settings);
     for path in &vhost.path {

@@ -61,7 +61,7 @@ pub(crate) async fn serve(server: &DnsServer, socket: UdpSocket, mut stop: watch
     while waiting.join_next().await.is_some() {}
 }
 
-/// Answers what waits, from one snapshot.
+/// Answers what waits, each from the world of its arrival: who was told of a change before asking sees it.
 fn batch(
     server: &DnsServer,
     socket: &Arc<UdpSocket>,
@@ -69,7 +69,7 @@ fn batch(
     message: &mut [u8],
     out: &mut Vec<u8>,
 ) -> Batch {
-    let snapshot = server.snapshot();
+    let mut snapshot = server.snapshot();
     for _ in 0..BATCH {
         let (length, peer) = match socket.try_recv_from(message) {
             Ok(received) => received,
@@ -77,6 +77,7 @@ fn batch(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(_) => return Batch::Failed,
         };
+        server.renew(&mut snapshot);
         if !is_safe(peer) {
             server.stats.query(Over::Udp);
             server.stats.dropped(DropReason::UnsafeSource);

@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
+use crate::Reason;
 use crate::histogram::{Durations, Histogram};
 use crate::stats::add;
 
@@ -20,6 +21,7 @@ pub struct AppCounters {
     durations: Histogram,
     received: AtomicU64,
     sent: AtomicU64,
+    turned_away: [AtomicU64; TURNS_AWAY.len()],
 }
 
 /// What was counted of an app.
@@ -33,6 +35,8 @@ pub struct AppTotals {
     pub received: u64,
     /// Body octets sent to clients.
     pub sent: u64,
+    /// Requests by the rule that turned them away, in the order of [`TURNS_AWAY`].
+    turned_away: [u64; TURNS_AWAY.len()],
 }
 
 /// The counters of all apps and threads.
@@ -51,6 +55,18 @@ struct Registered {
     gone: AppTotals,
 }
 
+/// The rules of a vhost that turn requests away, which are counted for each app.
+const TURNS_AWAY: [Reason; 8] = [
+    Reason::Forbidden,
+    Reason::Unauthorized,
+    Reason::AuthUnavailable,
+    Reason::RateLimited,
+    Reason::ClientConnections,
+    Reason::BodyTooLarge,
+    Reason::QueueFull,
+    Reason::QueueTimeout,
+];
+
 type ByThread = Vec<(ThreadId, Arc<AppCounters>)>;
 
 impl AppCounters {
@@ -64,6 +80,13 @@ impl AppCounters {
         add(&self.sent, sent);
     }
 
+    /// Counts a request that got a page for this reason, where a rule of the vhost is one.
+    pub fn turned_away(&self, reason: Reason) {
+        if let Some(at) = TURNS_AWAY.iter().position(|rule| *rule == reason) {
+            add(&self.turned_away[at], 1);
+        }
+    }
+
     /// The present figures.
     pub fn snapshot(&self) -> AppTotals {
         AppTotals {
@@ -71,6 +94,7 @@ impl AppCounters {
             durations: self.durations.snapshot(),
             received: self.received.load(Relaxed),
             sent: self.sent.load(Relaxed),
+            turned_away: std::array::from_fn(|at| self.turned_away[at].load(Relaxed)),
         }
     }
 }
@@ -82,6 +106,12 @@ impl AppTotals {
         self.durations.add(&others.durations);
         self.received += others.received;
         self.sent += others.sent;
+        self.turned_away.iter_mut().zip(others.turned_away).for_each(|(to, from)| *to += from);
+    }
+
+    /// Requests that a rule of the vhost turned away; 0 for reasons that are no such rule.
+    pub fn turned_away_by(&self, reason: Reason) -> u64 {
+        TURNS_AWAY.iter().position(|rule| *rule == reason).map_or(0, |at| self.turned_away[at])
     }
 }
 
@@ -121,6 +151,15 @@ impl Apps {
                 Err(counters) => leaving.push(counters),
             }
         }
+    }
+
+    /// What was counted of one app.
+    pub fn of(&self, app: &str) -> AppTotals {
+        let registered = self.lock();
+        let mut sum = AppTotals::default();
+        let counters = registered.apps.get(app).into_iter().flatten();
+        counters.for_each(|(_, counters)| sum.add(&counters.snapshot()));
+        sum
     }
 
     /// What was counted of each app in the order of their names, and of all other requests.

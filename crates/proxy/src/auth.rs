@@ -70,12 +70,21 @@ impl Exchange<'_, '_, '_> {
     pub async fn by_service(&mut self, caller: &Caller, asked: &Asked<'_>) -> Result<Judgement, Refusal> {
         let site = &asked.site;
         let Some(auth) = &site.policy().forward_auth else { return Ok(Judgement::Passes(Vec::new())) };
-        let Some(lane) = site.auth.as_ref().and_then(|ways| ways.lanes.first()) else {
-            return Err(Reason::AuthUnavailable.into());
-        };
+        let way = site.auth.as_ref().and_then(|ways| Some((ways.lanes.first()?, ways.members.first()?)));
+        let Some((lane, member)) = way else { return Err(Reason::AuthUnavailable.into()) };
         let worker = self.ticket.worker;
         // Until a backend takes its place: the answer may be the service's, or be missing because of it.
         self.ticket.lane = Some(lane.clone());
+        // What a question that came to nothing means for the request.
+        let unavailable = |reason: Reason| -> Refusal {
+            if reason.is_of_backend() {
+                member.state.met.note_failure(reason, worker.now_ms());
+            }
+            match reason {
+                Reason::ClientGone | Reason::Stopping | Reason::TotalTimeout => reason.into(),
+                _ => Reason::AuthUnavailable.into(),
+            }
+        };
         let timeouts = site.policy().timeouts;
         let uri = judged_uri(asked.target)?;
         let mut response = worker.response_head();
@@ -104,6 +113,7 @@ impl Exchange<'_, '_, '_> {
                 Err(reason) => return Err(unavailable(reason)),
             }
         };
+        member.state.met.note_answer();
         if response.status >= 300 {
             if self.ticket.head.method == Method::Head {
                 // The question was not HEAD: what it was answered with stays behind, and so does its connection.
@@ -144,14 +154,6 @@ fn judged_uri(target: &[u8]) -> Result<Vec<u8>, Reason> {
     }
     let (path, query) = split_target(target);
     Ok(with_path(NormalPath::new(path)?.as_bytes(), query))
-}
-
-/// What a question that came to nothing means for the request.
-fn unavailable(reason: Reason) -> Refusal {
-    match reason {
-        Reason::ClientGone | Reason::Stopping | Reason::TotalTimeout => reason.into(),
-        _ => Reason::AuthUnavailable.into(),
-    }
 }
 
 /// Passes over what is there of a short body.

@@ -1,11 +1,11 @@
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proximity_table::{BackendKey, PassivePolicy};
 
-use crate::Reason;
 use crate::backend_slots::{Full, InFlight, QueueFull, Slots, Waiting};
+use crate::{LastFailure, LastMet, Reason};
 
 /// The weight of a backend that is past its slow start.
 pub const FULL_WEIGHT: u32 = 256;
@@ -35,8 +35,8 @@ pub struct BackendState {
     failures: AtomicU64,
     usable_since: AtomicU64,
     pauses: AtomicU32,
-    /// Why the last request came to nothing, as a [`Reason`]'s number plus one; 0 when it was answered.
-    last_failure: AtomicU8,
+    /// What whoever asked met last.
+    pub met: LastMet,
 }
 
 /// When failures of requests pause a backend.
@@ -88,8 +88,12 @@ pub struct BackendLoad {
     pub pauses: u32,
     /// Whether requests go there.
     pub circuit: Circuit,
-    /// Why the last request came to nothing; `None` when it was answered, or when there was none.
-    pub last_failure: Option<Reason>,
+    /// The last request that came to nothing, if any did.
+    pub last_failure: Option<LastFailure>,
+    /// Whether anybody knows that it answers, or that it does not.
+    pub is_known: bool,
+    /// How long it has been usable without a break, in ms.
+    pub usable_for_ms: u64,
 }
 
 /// Every backend's state, found by what the backend is known by. Data threads keep what they found, and ask
@@ -115,7 +119,7 @@ impl BackendState {
             failures: AtomicU64::new(0),
             usable_since: AtomicU64::new(now_ms),
             pauses: AtomicU32::new(0),
-            last_failure: AtomicU8::new(0),
+            met: LastMet::default(),
         }
     }
 
@@ -240,18 +244,9 @@ impl BackendState {
             failures: (self.failures.load(Relaxed) & COUNT_MASK) as u32,
             pauses: self.pauses.load(Relaxed),
             circuit: self.circuit(now_ms),
-            last_failure: Reason::ALL
-                .get(usize::from(self.last_failure.load(Relaxed)).wrapping_sub(1))
-                .copied(),
-        }
-    }
-
-    /// Notes what became of a request, for those who ask why.
-    pub fn note(&self, failure: Option<Reason>) {
-        let number = failure.map_or(0, |reason| reason as u8 + 1);
-        // Most find what is there already, and reading costs the other threads nothing.
-        if self.last_failure.load(Relaxed) != number {
-            self.last_failure.store(number, Relaxed);
+            last_failure: self.met.failure(now_ms),
+            is_known: self.met.is_known(),
+            usable_for_ms: now_ms.saturating_sub(self.usable_since.load(Relaxed)),
         }
     }
 
@@ -296,6 +291,13 @@ impl Backends {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<BackendKey, Arc<BackendState>>> {
         self.of.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BackendLoad {
+    /// What requests meet, as far as the last one tells; `None` when it was answered, or a probe since.
+    pub fn failing(&self) -> Option<Reason> {
+        self.last_failure.filter(|last| !last.is_past).map(|last| last.reason)
     }
 }
 

@@ -146,7 +146,7 @@ impl Exchange<'_, '_, '_> {
             match self.attempt(caller, asked, lane, onto, repeatable).await {
                 Ok((up, response, length)) => {
                     member.state.succeeded(chosen.trial, now_ms);
-                    member.state.note(None);
+                    member.state.met.note_answer();
                     if response.status == 101 {
                         let onto = Switch { caller, site, backend: lane.backend() };
                         return Ok(Box::pin(self.switch(onto, up, &response, length)).await?);
@@ -159,8 +159,9 @@ impl Exchange<'_, '_, '_> {
                 Err(broke) => {
                     failure = broke.reason;
                     if failure.is_of_backend() {
-                        member.state.note(Some(failure));
-                        member.state.failed(chosen.trial, &site.passive, worker.now_ms());
+                        let now_ms = worker.now_ms();
+                        member.state.met.note_failure(failure, now_ms);
+                        member.state.failed(chosen.trial, &site.passive, now_ms);
                     }
                     let may_repeat = self.upload.moved == 0
                         && failure.is_of_backend()

@@ -2,11 +2,20 @@ use std::time::Duration;
 
 use proximity_table::{Health, HealthPolicy, HealthState, Timestamp};
 
+use crate::Reason;
+
 /// Wait between the first probes of a backend that has not answered yet; it doubles from there.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// Share of the interval by which probes are spread, so that a thousand vhosts of one start do not stay in
 /// step for ever.
 const SPREAD: f64 = 0.1;
+
+/// What is said of connections that did not come about.
+const REFUSED: &str = "connection refused: nothing listens on the port";
+const UNREACHABLE: &str = "no way to the address: the machine is off, or not on this network";
+const UNCONNECTED: &str = "no connection within";
+const TLS: &str = "no encrypted connection: perhaps the port does not speak https";
+const UNTRUSTED: &str = "its certificate is not trusted:";
 
 /// The health state machine of one backend: probe results in, verdicts and the time of the next probe out.
 ///
@@ -36,7 +45,9 @@ pub enum Outcome {
     Refused,
     /// No way to the address.
     Unreachable,
-    /// No answer in time.
+    /// No connection in time.
+    Unconnected,
+    /// A connection, and no answer in time.
     TimedOut,
     /// The connection closed, or what came was not HTTP.
     Broke,
@@ -92,13 +103,14 @@ impl Outcome {
                 Some((first, last)) if first == last => format!("{uri} answered {status}, not {first}"),
                 Some((first, last)) => format!("{uri} answered {status}, not {first}-{last}"),
             },
-            Outcome::Refused => "connection refused: nothing listens on the port".to_owned(),
-            Outcome::Unreachable => "address unreachable".to_owned(),
+            Outcome::Refused => REFUSED.to_owned(),
+            Outcome::Unreachable => UNREACHABLE.to_owned(),
+            Outcome::Unconnected => format!("{UNCONNECTED} {} s", policy.timeout),
             Outcome::TimedOut => format!("no answer within {} s", policy.timeout),
             Outcome::Broke => "the connection closed without an HTTP answer".to_owned(),
             Outcome::Lacks => format!("the answer to {uri} lacks the text that health.body looks for"),
-            Outcome::Tls => "the TLS handshake failed: is it https that the port speaks?".to_owned(),
-            Outcome::Untrusted(why) => format!("its certificate is not trusted: {}", why.words()),
+            Outcome::Tls => TLS.to_owned(),
+            Outcome::Untrusted(why) => format!("{UNTRUSTED} {}", why.words()),
         })
     }
 }
@@ -115,6 +127,24 @@ impl Distrust {
             Distrust::Other => "it is no good certificate of a server: give the app another one",
         }
     }
+}
+
+/// What a request meets at a backend of which a probe said this, as far as that follows. It does where no connection
+/// came about; what an app answers, or when, may be another thing for another request.
+pub fn meets(reason: &str) -> Option<Reason> {
+    match reason {
+        REFUSED => Some(Reason::BackendRefused),
+        UNREACHABLE => Some(Reason::BackendTimedOut),
+        TLS => Some(Reason::BackendTls),
+        _ if reason.starts_with(UNTRUSTED) => Some(Reason::BackendUntrusted),
+        _ => reason.starts_with(UNCONNECTED).then_some(Reason::BackendTimedOut),
+    }
+}
+
+/// The status that a probe's reason speaks of, if it does.
+pub fn answered(reason: &str) -> Option<u16> {
+    let (_, status) = reason.split_once(" answered ")?;
+    status.split(',').next()?.parse().ok()
 }
 
 /// Whether a status is one of a healthy backend.
@@ -241,6 +271,28 @@ mod tests {
         let maintenance = HealthPolicy { status: Some((503, 503)), ..policy };
         assert_eq!(Outcome::Answered(503).reason(&maintenance), None);
         assert!(Outcome::Lacks.reason(&maintenance).unwrap().contains("/up"));
+    }
+
+    #[test]
+    fn what_a_probe_saw_tells_what_requests_meet_where_no_connection_came_about() {
+        let said = |outcome: Outcome| outcome.reason(&policy()).unwrap();
+        for (outcome, expected) in [
+            (Outcome::Refused, Some(Reason::BackendRefused)),
+            (Outcome::Unreachable, Some(Reason::BackendTimedOut)),
+            (Outcome::Unconnected, Some(Reason::BackendTimedOut)),
+            (Outcome::Tls, Some(Reason::BackendTls)),
+            (Outcome::Untrusted(Distrust::Expired), Some(Reason::BackendUntrusted)),
+            (Outcome::TimedOut, None),
+            (Outcome::Broke, None),
+            (Outcome::Lacks, None),
+            (Outcome::Answered(503), None),
+        ] {
+            assert_eq!(meets(&said(outcome)), expected, "{outcome:?}");
+        }
+        assert_eq!(answered(&said(Outcome::Answered(503))), Some(503));
+        let strict = HealthPolicy { status: Some((200, 200)), ..policy() };
+        assert_eq!(answered(&Outcome::Answered(400).reason(&strict).unwrap()), Some(400));
+        assert_eq!(answered(&said(Outcome::Refused)), None);
     }
 
     #[test]

@@ -31,6 +31,7 @@ mod caller;
 mod client_connections;
 mod client_key;
 mod clock;
+mod condition;
 mod course;
 mod decide;
 mod delivery;
@@ -39,6 +40,7 @@ mod encode;
 mod escape;
 mod exchange;
 mod explain;
+mod explain_steps;
 mod forwarded;
 mod free_space;
 mod front;
@@ -48,6 +50,7 @@ mod histogram;
 mod host;
 mod http1;
 mod http2;
+mod last_met;
 mod mixing;
 mod pages;
 mod path;
@@ -93,8 +96,9 @@ pub use backend_state::{BackendLoad, BackendState, Backends, Circuit, Passage, P
 pub use balance::{Ask, Choice, Chosen, CookieValue, Member, Rules, Sticky, Tried, choose, cookie_value};
 pub use basic_auth::{Answer, Attempt, BasicAuthError, BasicUsers, RightPassword, VerifiedPasswords};
 pub use client_connections::{ClientConnections, ClientSlot, TooManyConnections};
+pub use condition::{Condition, note};
 pub use course::Course;
-pub use explain::{Explanation, explain};
+pub use explain::{Explanation, Question, Step, explain};
 pub use forwarded::{
     Element, ForwardedError, Hop, Node, Origin, Scheme, Told, origin, parse_forwarded, write_forwarded,
     write_forwarded_for, write_forwarded_rest, write_x_forwarded_for,
@@ -103,9 +107,10 @@ pub use header_edits::CompiledEdits;
 pub use health::{Distrust, Monitor, Outcome};
 pub use histogram::{BOUNDS as DURATION_BOUNDS, Durations, Histogram};
 pub use host::{HostError, normalise};
+pub use last_met::{LastFailure, LastMet};
 pub use pages::{AppLink, Inside, Page, Rendered};
 pub use path::{NormalPath, PathError, has_prefix, redirect_location, split_target, strip_prefix, with_path};
-pub use prober::{HealthReport, probe};
+pub use prober::{HealthReport, Probed, probe};
 pub use proxy_protocol::{
     Addresses, LONGEST as LONGEST_PROXY_HEADER, ProxyHeader, ProxyHeaderError, write_proxy_header,
 };

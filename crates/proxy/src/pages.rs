@@ -154,7 +154,7 @@ pub fn words(reason: Reason) -> Words {
         ),
         Reason::Stopped => (
             "This app is stopped",
-            "The app is known, but its container is not on the network: it has no address at the moment.",
+            "The container that this address leads to is not on the network: it has no address at the moment.",
             "Start the container, then load this page again.",
         ),
         Reason::Starting => (

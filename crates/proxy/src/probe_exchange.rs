@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use proximity_table::{BackendProtocol, HealthPolicy, ProbeKind};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::Outcome;
 use crate::health::is_expected;
@@ -23,16 +23,18 @@ const LONGEST_BODY: usize = 64 * 1024;
 /// One probe: a request on a connection of its own, or nothing but the connection. The backend is spoken to as
 /// it is when requests are carried to it.
 pub async fn ask(addr: SocketAddrV4, plan: &ProbePlan, tls: &Tls) -> Outcome {
-    let limit = Duration::from_secs(u64::from(plan.policy.timeout.max(1)));
-    timeout(limit, exchange(addr, plan, tls)).await.unwrap_or(Outcome::TimedOut)
+    let end = Instant::now() + Duration::from_secs(u64::from(plan.policy.timeout.max(1)));
+    let addr = SocketAddrV4::new(*addr.ip(), plan.policy.port.unwrap_or(addr.port()));
+    match timeout_at(end, TcpStream::connect(addr)).await {
+        Ok(Ok(stream)) => {
+            timeout_at(end, exchange(stream, addr, plan, tls)).await.unwrap_or(Outcome::TimedOut)
+        }
+        Ok(Err(error)) => why_not(&error),
+        Err(_) => Outcome::Unconnected,
+    }
 }
 
-async fn exchange(mut addr: SocketAddrV4, plan: &ProbePlan, tls: &Tls) -> Outcome {
-    addr.set_port(plan.policy.port.unwrap_or(addr.port()));
-    let stream = match TcpStream::connect(addr).await {
-        Ok(stream) => stream,
-        Err(error) => return why_not(&error),
-    };
+async fn exchange(stream: TcpStream, addr: SocketAddrV4, plan: &ProbePlan, tls: &Tls) -> Outcome {
     if plan.policy.kind == ProbeKind::Connect {
         return Outcome::Connected;
     }
@@ -170,7 +172,7 @@ impl<'a> Search<'a> {
 fn why_not(error: &io::Error) -> Outcome {
     match error.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Outcome::Refused,
-        io::ErrorKind::TimedOut => Outcome::TimedOut,
+        io::ErrorKind::TimedOut => Outcome::Unconnected,
         _ => Outcome::Unreachable,
     }
 }

@@ -9,10 +9,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::clock::unix_seconds;
+use crate::health::meets;
 use crate::probe_exchange::ask;
 use crate::targets::{Change, ProbePlan, TargetKey, Targets};
 use crate::tls::Tls;
-use crate::{Monitor, Outcome, Snapshot, mixing};
+use crate::{Monitor, Outcome, Reason, Snapshot, mixing};
 
 /// Probes on their way at once. Ten thousand vhosts at 30 s are 333 probes a second of some milliseconds.
 const MOST_AT_ONCE: usize = 256;
@@ -22,14 +23,26 @@ const REST: u32 = 20;
 /// A backend came to another verdict; `None` when it is no longer probed.
 pub type HealthReport = (Arc<str>, BackendKey, Option<Health>);
 
+/// A probe that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probed {
+    /// The backend.
+    pub key: BackendKey,
+    /// What requests meet there, where the probe asked as they do: an answer, or what follows from a connection that
+    /// did not come about. `None` where that does not follow.
+    pub met: Option<Result<(), Reason>>,
+    /// Whether it became healthy by it.
+    pub became_healthy: bool,
+}
+
 /// Probes every backend and every forward's target of the present world and reports changes of the verdict, until
-/// `generations` or `reports` is closed. `generations` tells that a new world is in `snapshot`; `usable` is
-/// told of each backend that becomes healthy, before the report; `seed` spreads the probes.
+/// `generations` or `reports` is closed. `generations` tells that a new world is in `snapshot`; `told` is
+/// told of each probe, before the report; `seed` spreads the probes.
 pub async fn probe(
     snapshot: Snapshot,
     mut generations: watch::Receiver<u64>,
     reports: mpsc::Sender<HealthReport>,
-    usable: impl Fn(BackendKey),
+    told: impl Fn(Probed),
     seed: u64,
 ) {
     let mut schedule = Schedule { random: Cell::new(seed), ..Schedule::default() };
@@ -62,7 +75,7 @@ pub async fn probe(
             }
             Some(done) = schedule.running.join_next() => {
                 if let Ok((id, turn, outcome)) = done
-                    && let Some(report) = schedule.finish(id, turn, outcome, &usable)
+                    && let Some(report) = schedule.finish(id, turn, outcome, &told)
                     && reports.send(report).await.is_err()
                 {
                     return;
@@ -153,7 +166,7 @@ impl Schedule {
         id: u64,
         turn: u64,
         outcome: Outcome,
-        usable: impl Fn(BackendKey),
+        told: impl Fn(Probed),
     ) -> Option<HealthReport> {
         let entropy = mixing::next(&self.random);
         let entry = self.entries.get_mut(&id).filter(|entry| entry.turn == turn)?;
@@ -162,11 +175,16 @@ impl Schedule {
         let health = entry.monitor.handle_outcome(outcome, policy, Timestamp(unix_seconds()));
         let wait = entry.monitor.wait(policy, entropy);
         self.due.push(Reverse((Instant::now() + wait, id, turn)));
+        let key = entry.key.1;
+        let asked_itself = policy.port.is_none_or(|port| port == key.addr.port());
+        let met = match outcome.reason(policy) {
+            None => Some(Ok(())),
+            Some(reason) => meets(&reason).map(Err),
+        };
+        let became_healthy = !was_healthy && entry.monitor.health().state == HealthState::Healthy;
+        told(Probed { key, met: met.filter(|_| asked_itself), became_healthy });
         let health = health?;
         entry.reported = true;
-        if health.state == HealthState::Healthy && !was_healthy {
-            usable(entry.key.1);
-        }
         Some((entry.key.0.clone(), entry.key.1, Some(health)))
     }
 }

@@ -26,6 +26,7 @@ pub async fn page(ticket: &mut Ticket<'_>, watch: &Watch, refusal: &Refusal, dow
     let reason = refusal.reason;
     worker.counters.stopped_by(reason, 1);
     ticket.reason = Some(reason);
+    ticket.site.as_ref().map_or(&worker.nobody, |site| &site.counters).turned_away(reason);
     if reason == Reason::ClientGone || watch.signal() == Signal::Close {
         return Fate::Cut;
     }

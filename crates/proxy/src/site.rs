@@ -115,7 +115,7 @@ impl Site {
 
     /// Where a request for a target goes.
     pub fn place<'a>(&'a self, target: &'a [u8]) -> Result<Place<'a>, Reason> {
-        let Some((at, target)) = self.claim(target)? else {
+        let Some((at, target)) = claim(&self.route, target)? else {
             return self.at(&self.route.root, &self.ways[0], Target::AsSent(target));
         };
         match at {
@@ -132,28 +132,6 @@ impl Site {
                 Ok(Place::Backends(ways, target))
             }
         }
-    }
-
-    /// The path that claims a target, and the target as the backend gets it; `None` when there are no paths and
-    /// nothing has to be looked at.
-    fn claim<'a>(&self, target: &'a [u8]) -> Result<Option<(Option<usize>, Target<'a>)>, Reason> {
-        // Where a service judges paths the app gets them as they were judged.
-        let is_looked_at = !self.route.paths.is_empty() || self.auth.is_some();
-        if !is_looked_at || target == b"*" {
-            return Ok(None);
-        }
-        let (path, query) = split_target(target);
-        let normal = NormalPath::new(path)?;
-        let found = normal.prefix(self.route.paths.iter().map(|path| &*path.prefix))?;
-        let strips = found.map(|at| &self.route.paths[at]).filter(|path| path.strip);
-        if strips.is_none() && normal.is_as_sent() {
-            return Ok(Some((found, Target::AsSent(target))));
-        }
-        let path = match strips {
-            Some(PathRoute { prefix, .. }) => strip_prefix(normal.as_bytes(), prefix.as_bytes()),
-            None => normal.as_bytes(),
-        };
-        Ok(Some((found, Target::Changed(with_path(path, query)))))
     }
 
     /// The number of the next request.
@@ -222,6 +200,28 @@ impl Compiled {
     }
 }
 
+/// The path that claims a target, and the target as the backend gets it; `None` when there are no paths and
+/// nothing has to be looked at.
+pub fn claim<'a>(route: &Route, target: &'a [u8]) -> Result<Option<(Option<usize>, Target<'a>)>, Reason> {
+    // Where a service judges paths the app gets them as they were judged.
+    let is_looked_at = !route.paths.is_empty() || route.auth_backend.is_some();
+    if !is_looked_at || target == b"*" {
+        return Ok(None);
+    }
+    let (path, query) = split_target(target);
+    let normal = NormalPath::new(path)?;
+    let found = normal.prefix(route.paths.iter().map(|path| &*path.prefix))?;
+    let strips = found.map(|at| &route.paths[at]).filter(|path| path.strip);
+    if strips.is_none() && normal.is_as_sent() {
+        return Ok(Some((found, Target::AsSent(target))));
+    }
+    let path = match strips {
+        Some(PathRoute { prefix, .. }) => strip_prefix(normal.as_bytes(), prefix.as_bytes()),
+        None => normal.as_bytes(),
+    };
+    Ok(Some((found, Target::Changed(with_path(path, query)))))
+}
+
 /// What the administrator takes or replaces, and what only the auth service may say.
 fn withheld(policy: &VhostPolicy) -> Option<CompiledEdits> {
     let edits = &policy.request_headers;
@@ -232,7 +232,7 @@ fn withheld(policy: &VhostPolicy) -> Option<CompiledEdits> {
 }
 
 /// Whether requests may go to the backends of a service.
-fn ready(verdict: Verdict) -> Result<(), Reason> {
+pub fn ready(verdict: Verdict) -> Result<(), Reason> {
     match verdict {
         Verdict::Disabled => Err(Reason::Disabled),
         Verdict::Stopped => Err(Reason::Stopped),

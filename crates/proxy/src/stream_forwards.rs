@@ -184,6 +184,11 @@ impl StreamForwards {
         self.shared.gauges().get(&port).map(|gauge| gauge.load()).unwrap_or_default()
     }
 
+    /// How often `reason` stopped something at a port, since it is forwarded.
+    pub fn count_at(&self, port: StreamPort, reason: StreamReason) -> u64 {
+        self.shared.gauges().get(&port).map_or(0, |gauge| gauge.stopped().of(reason))
+    }
+
     /// How busy a target is, if anything was ever sent there.
     pub fn target_load(&self, key: &BackendKey) -> Option<BackendLoad> {
         self.shared.backends.find(key).map(|state| state.load(self.shared.now_ms()))
@@ -218,6 +223,14 @@ impl StreamShared {
 
     pub fn gauge(&self, port: StreamPort) -> Arc<StreamGauge> {
         self.gauges().entry(port).or_default().clone()
+    }
+
+    /// Counts what was stopped at a port.
+    pub fn stopped_at(&self, port: StreamPort, reason: StreamReason) {
+        self.counters.stopped_by(reason);
+        if let Some(gauge) = self.gauges().get(&port) {
+            gauge.stopped().stopped_by(reason);
+        }
     }
 
     fn gauges(&self) -> MutexGuard<'_, HashMap<StreamPort, Arc<StreamGauge>>> {

@@ -1,9 +1,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-/// Defines [`StreamReason`] with the word of each.
+/// Defines [`StreamReason`] with the word of each, and with what is said of it.
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident, $word:literal;)*) => {
+    ($($(#[$doc:meta])* $name:ident, $word:literal, $says:literal;)*) => {
         /// Why a connection or a datagram of a forwarded port was not carried, or was cut on the way. The set is
         /// closed: it labels counters.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,41 +18,48 @@ macro_rules! reasons {
             pub fn as_str(self) -> &'static str {
                 match self { $(StreamReason::$name => $word,)* }
             }
+
+            /// The same in words that go on after "because".
+            pub fn says(self) -> &'static str {
+                match self { $(StreamReason::$name => $says,)* }
+            }
         }
     };
 }
 
 reasons! {
     /// The kernel gave no connection (out of descriptors or memory).
-    AcceptFailed, "accept_failed";
+    AcceptFailed, "accept_failed", "the appliance had no memory or no room for another connection";
     /// The forward has as many connections as it may.
-    ConnectionLimit, "connection_limit";
+    ConnectionLimit, "connection_limit", "the forward had as many as max_connections allows";
     /// A connection that had to begin with a PROXY protocol header and did not.
-    ProxyHeader, "proxy_header";
+    ProxyHeader, "proxy_header", "it did not begin with the PROXY protocol header that it had to begin with";
     /// The PROXY protocol header did not come in time.
-    HeaderTimeout, "header_timeout";
+    HeaderTimeout, "header_timeout", "the PROXY protocol header did not come in time";
     /// The client left before it was carried anywhere.
-    ClientGone, "client_gone";
+    ClientGone, "client_gone", "the client left before it was carried anywhere";
     /// No target holds a lease.
-    Stopped, "stopped";
+    Stopped, "stopped", "no target was on the network";
     /// No target took the connection.
-    BackendRefused, "backend_refused";
+    BackendRefused, "backend_refused", "no target accepted it";
+    /// The target is the appliance's own forwarded port: carried there it would come back without end.
+    Loop, "loop", "its target is a port that the appliance itself forwards";
     /// No target took the connection in time.
-    BackendTimedOut, "backend_timed_out";
+    BackendTimedOut, "backend_timed_out", "no target could be reached in time";
     /// The client broke the connection.
-    ClientReset, "client_reset";
+    ClientReset, "client_reset", "the client broke it off";
     /// The target broke the connection, or nothing listens on its UDP port any more.
-    BackendReset, "backend_reset";
+    BackendReset, "backend_reset", "the target broke it off, or nothing listens on its port any more";
     /// The target is no longer the forward's: its lease ended, or the forward was changed or removed.
-    TargetLeft, "target_left";
+    TargetLeft, "target_left", "the target left, or the forward was changed";
     /// Nothing passed for as long as nothing may.
-    IdleTimeout, "idle_timeout";
+    IdleTimeout, "idle_timeout", "nothing passed for as long as idle_timeout allows";
     /// A UDP client was forgotten because others came and there was no room.
-    Evicted, "evicted";
+    Evicted, "evicted", "others came, and there was no room";
     /// A datagram that a socket had no room for.
-    DatagramLost, "datagram_lost";
+    DatagramLost, "datagram_lost", "a datagram was lost for want of room";
     /// The appliance stops.
-    Stopping, "stopping";
+    Stopping, "stopping", "the appliance stopped";
 }
 
 /// What all data threads have counted of all forwards.
@@ -67,6 +74,7 @@ pub struct StreamGauge {
     received: AtomicU64,
     sent: AtomicU64,
     turn: AtomicUsize,
+    stopped: StreamCounters,
 }
 
 /// What is shown of one forward.
@@ -127,6 +135,11 @@ impl StreamGauge {
         if sent > 0 {
             self.sent.fetch_add(sent, Relaxed);
         }
+    }
+
+    /// What was stopped, by the reason.
+    pub fn stopped(&self) -> &StreamCounters {
+        &self.stopped
     }
 
     /// The number of the next connection, over all data threads.

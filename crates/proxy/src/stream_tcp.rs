@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proximity_table::{ResolvedForward, StreamPolicy};
+use proximity_table::{Protocol, ResolvedForward, StreamPolicy};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -42,7 +42,7 @@ pub async fn carry(worker: Rc<Worker>, open: Rc<Open>, connection: Connection) {
         carried = connection.carry(&worker, &open, &mut is_joined) => carried,
     };
     if let Err(reason) = carried {
-        worker.counters().stopped_by(reason);
+        worker.stopped(connection.slot.gauge(), reason);
         if !is_joined || reason == StreamReason::TargetLeft {
             refuse(&connection.client);
         }
@@ -107,6 +107,11 @@ impl Connection {
             open.goes_to(attempt.key);
             if !worker.leads_to(open) {
                 return Err(StreamReason::TargetLeft);
+            }
+            if worker.is_loop(Protocol::Tcp, attempt.key.addr) {
+                reason = StreamReason::Loop;
+                attempts.failed(&attempt, worker.now_ms());
+                continue;
             }
             let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(attempt.key.addr)).await;
             match connected {

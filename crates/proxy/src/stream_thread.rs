@@ -2,7 +2,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::buffer::Buffers;
 use crate::stream_choice::{Attempts, leads_to};
 use crate::stream_forwards::{StreamPort, StreamShared};
-use crate::stream_stats::{StreamCounters, StreamGauge};
+use crate::stream_stats::StreamGauge;
 use crate::stream_tcp::{self, Connection};
 use crate::stream_udp::{Scratch, UdpForward};
 use crate::{StreamReason, mixing};
@@ -106,11 +106,11 @@ impl StreamThread {
                 order = self.orders.recv() => match order {
                     Some(Order::Accept(port, listener)) => match accepting(&worker, port, listener) {
                         Ok(task) => listening.entry(port).or_default().push(task),
-                        Err(_) => worker.counters().stopped_by(StreamReason::AcceptFailed),
+                        Err(_) => worker.stopped_at(port, StreamReason::AcceptFailed),
                     },
                     Some(Order::Hear(port, socket)) => match hearing(&worker, port, socket) {
                         Ok(task) => listening.entry(port).or_default().push(task),
-                        Err(_) => worker.counters().stopped_by(StreamReason::AcceptFailed),
+                        Err(_) => worker.stopped_at(port, StreamReason::AcceptFailed),
                     },
                     Some(Order::Close(port)) => {
                         listening.remove(&port).iter().flatten().for_each(AbortHandle::abort);
@@ -161,7 +161,7 @@ async fn accept(worker: Rc<Worker>, port: StreamPort, listener: tokio::net::TcpL
                 // The socket was shut: the order to close it is on its way.
                 InvalidInput => worker.pause().await,
                 _ => {
-                    worker.counters().stopped_by(StreamReason::AcceptFailed);
+                    worker.stopped_at(port, StreamReason::AcceptFailed);
                     worker.pause().await;
                 }
             },
@@ -180,8 +180,15 @@ impl Worker {
         self.shared.now_ms()
     }
 
-    pub fn counters(&self) -> &StreamCounters {
-        &self.shared.counters
+    /// Counts what was stopped.
+    pub fn stopped(&self, gauge: &StreamGauge, reason: StreamReason) {
+        self.shared.counters.stopped_by(reason);
+        gauge.stopped().stopped_by(reason);
+    }
+
+    /// Counts what was stopped at a port.
+    fn stopped_at(&self, port: StreamPort, reason: StreamReason) {
+        self.shared.stopped_at(port, reason);
     }
 
     pub fn gauge(&self, port: StreamPort) -> Arc<StreamGauge> {
@@ -206,6 +213,16 @@ impl Worker {
         if let Some(state) = self.shared.backends.find(&key) {
             state.succeeded(true, self.now_ms());
         }
+    }
+
+    /// Whether a connection to a target would come back to a port that is forwarded here, and so without end.
+    ///
+    /// Only then the kernel is asked whose the address is: it knows every address of this machine, also those that
+    /// somebody else gave it.
+    pub fn is_loop(&self, protocol: Protocol, target: SocketAddrV4) -> bool {
+        let world = self.world();
+        let forward = world.forward(protocol, target.port());
+        forward.is_some_and(|forward| forward.proxy.is_some()) && is_of_this_machine(target)
     }
 
     /// Whether the forward of a connection leads to where it goes.
@@ -237,11 +254,11 @@ impl Worker {
         let Some((forward, policy)) = forward.and_then(|forward| Some((forward, forward.proxy.as_ref()?)))
         else {
             // The listener is about to go.
-            self.counters().stopped_by(StreamReason::TargetLeft);
+            self.stopped_at(port, StreamReason::TargetLeft);
             return stream_tcp::refuse(&client);
         };
         let Some(slot) = self.gauge(port).enter(policy.max_connections) else {
-            self.counters().stopped_by(StreamReason::ConnectionLimit);
+            self.stopped_at(port, StreamReason::ConnectionLimit);
             return stream_tcp::refuse(&client);
         };
         let open = Rc::new(Open {
@@ -312,6 +329,16 @@ impl Worker {
         // Those that were told end when they are next polled.
         tokio::task::yield_now().await;
     }
+}
+
+/// To an address of its own a machine sends from that address. Nothing is sent for asking.
+fn is_of_this_machine(target: SocketAddrV4) -> bool {
+    let asked = || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect(target)?;
+        socket.local_addr()
+    };
+    asked().is_ok_and(|from: SocketAddr| from.ip() == *target.ip())
 }
 
 impl Open {

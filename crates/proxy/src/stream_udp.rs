@@ -84,7 +84,7 @@ impl UdpForward {
                 Ok(())
             });
             if heard.await.is_err() {
-                worker.counters().stopped_by(StreamReason::AcceptFailed);
+                worker.stopped(&self.gauge, StreamReason::AcceptFailed);
                 worker.pause().await;
             }
         }
@@ -95,7 +95,7 @@ impl UdpForward {
         let world = worker.world();
         let forward = world.forward(Protocol::Udp, self.port);
         let left = self.sessions.borrow_mut().remove_where(|session| !leads_to(forward, &session.key));
-        left.iter().for_each(|_| worker.counters().stopped_by(StreamReason::TargetLeft));
+        left.iter().for_each(|_| worker.stopped(&self.gauge, StreamReason::TargetLeft));
     }
 
     /// Forgets the clients that were silent for too long.
@@ -111,7 +111,7 @@ impl UdpForward {
     /// Forgets everybody.
     pub fn clear(&self, worker: &Worker, reason: StreamReason) {
         for _ in self.sessions.borrow_mut().remove_where(|_| true) {
-            worker.counters().stopped_by(reason);
+            worker.stopped(&self.gauge, reason);
         }
     }
 
@@ -120,7 +120,7 @@ impl UdpForward {
         let known = self.sessions.borrow_mut().touch(&client, now).map(|session| session.target.clone());
         let target = match known.map_or_else(|| self.open(worker, client, now), Ok) {
             Ok(target) => target,
-            Err(reason) => return worker.counters().stopped_by(reason),
+            Err(reason) => return worker.stopped(&self.gauge, reason),
         };
         // Past tokio's readiness, which a new socket has none of; there is nearly always room.
         match SockRef::from(&*target).send(datagram) {
@@ -128,7 +128,7 @@ impl UdpForward {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 self.give_up(worker, client);
             }
-            Err(_) => worker.counters().stopped_by(StreamReason::DatagramLost),
+            Err(_) => worker.stopped(&self.gauge, StreamReason::DatagramLost),
         }
     }
 
@@ -147,7 +147,7 @@ impl UdpForward {
             None => {
                 // Whoever was silent longest has the least to lose. Other threads have clients of their own.
                 drop(self.sessions.borrow_mut().remove_oldest().ok_or(StreamReason::ConnectionLimit)?);
-                worker.counters().stopped_by(StreamReason::Evicted);
+                worker.stopped(&self.gauge, StreamReason::Evicted);
                 self.gauge.enter(policy.max_connections).ok_or(StreamReason::ConnectionLimit)?
             }
         };
@@ -156,6 +156,9 @@ impl UdpForward {
             return Err(StreamReason::Stopped);
         }
         let attempt = attempts.next(now).ok_or(StreamReason::BackendRefused)?;
+        if worker.is_loop(Protocol::Udp, attempt.key.addr) {
+            return Err(StreamReason::Loop);
+        }
         let target = connect(attempt.key.addr).map_err(|_| StreamReason::BackendRefused)?;
         let target = Rc::new(target);
         let reader = self.clone().answer(worker.clone(), client, attempt.key, target.clone());
@@ -197,7 +200,7 @@ impl UdpForward {
                     }
                     match send(&self.socket, client, &scratch.datagram[..length]) {
                         Ok(()) => self.gauge.moved(0, length as u64),
-                        Err(_) => worker.counters().stopped_by(StreamReason::DatagramLost),
+                        Err(_) => worker.stopped(&self.gauge, StreamReason::DatagramLost),
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -210,7 +213,7 @@ impl UdpForward {
     fn give_up(&self, worker: &Worker, client: Client) {
         let removed = self.sessions.borrow_mut().remove(&client);
         if let Some(session) = removed {
-            worker.counters().stopped_by(StreamReason::BackendReset);
+            worker.stopped(&self.gauge, StreamReason::BackendReset);
             worker.target_failed(session.key);
         }
     }

@@ -151,23 +151,27 @@ impl Intent {
             return Some(format!("the appliance itself uses {} port {}", forward.protocol, forward.port));
         }
         forward.targets().find_map(|target| {
-            let addr = match target {
-                BackendTarget::Address(addr) => addr,
-                BackendTarget::App { name, .. } if name == self.hostname && forward.proxy.is_some() => {
-                    return Some(format!("`{name}` is the appliance itself"));
-                }
-                BackendTarget::App { .. } => return None,
-            };
-            let ip = addr.ip();
-            match self.network_of(*ip) {
-                None => Some(format!("{ip} is in no app network")),
+            let is_proxied = forward.proxy.is_some();
+            match &target {
                 // It would carry its own connections, each of which begins another.
-                Some(net) if net.address.addr == *ip && forward.proxy.is_some() => {
-                    Some(format!("{ip} is the appliance itself"))
+                BackendTarget::App { name, .. } if is_proxied && self.is_own_name(name) => {
+                    Some(format!("{name} is the appliance itself"))
                 }
-                Some(_) => None,
+                BackendTarget::App { .. } => None,
+                BackendTarget::Address(addr) => match self.network_of(*addr.ip()) {
+                    None => Some(format!("{} is in no app network", addr.ip())),
+                    Some(net) if is_proxied && net.address.addr == *addr.ip() => {
+                        Some(format!("{} is the appliance itself", addr.ip()))
+                    }
+                    Some(_) => None,
+                },
             }
         })
+    }
+
+    /// Whether an app of this name would be the appliance.
+    fn is_own_name(&self, name: &Label) -> bool {
+        *name == self.hostname && self.networks.iter().any(|net| net.domain == self.domain)
     }
 
     /// Whether a name lies in a zone of ours: the appliance's domain, or a network's domain or reverse zone.

@@ -29,6 +29,7 @@ macro_rules! as_text {
 }
 use as_text;
 
+mod absence;
 mod address;
 mod circle;
 mod derive;
@@ -52,6 +53,7 @@ mod warnings;
 mod world;
 mod zone;
 
+pub use absence::Absence;
 pub use address::{AddressError, Ipv4Net, Ipv4Range, Mac};
 pub use circle::Circle;
 pub use facts::{Change, Facts, Touched};
@@ -70,7 +72,7 @@ pub use policy::{
 pub use proxy_settings::{LogSettings, ProxySettings};
 pub use record::{Record, RecordData, RecordError, RecordType};
 pub use route::{Action, Backend, PathRoute, Route, Service, Verdict};
-pub use time::Timestamp;
+pub use time::{Span, Timestamp};
 pub use vhost::{
     BackendProtocol, BackendTarget, BackendTls, HealthPolicy, ProbeKind, Redirect, Vhost, VhostPath,
 };

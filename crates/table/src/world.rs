@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Backend, BackendTarget, Facts, Forward, Ipv4Net, Label, Lease, Mac, Name, Network, Protocol,
-    ResolvedForward, Route, Source, Touched, Zones, derive,
+    ResolvedForward, Route, Source, Touched, Vhost, Zones, derive,
 };
 
 /// The number of a published world. It only ever grows, across restarts too.
@@ -155,6 +155,41 @@ impl World {
         derive::target_backend(&self.facts, &forward.health_name(), target)
     }
 
+    /// The backend that a target of an app's vhost stands for now; `None` while the app that it names has no address.
+    pub fn backend_of(&self, app: &Arc<str>, target: &BackendTarget) -> Option<Backend> {
+        derive::target_backend(&self.facts, app, target)
+    }
+
+    /// Whether any lease or reservation, present or past, has this host name. One that nobody ever had is misspelt,
+    /// or of a container that was not started yet.
+    pub fn knows_app(&self, label: &Label) -> bool {
+        let networks = &self.facts.intent().networks;
+        networks.iter().any(|net| net.domain.child(label).is_ok_and(|name| self.hosts.contains_key(&name)))
+    }
+
+    /// The apps that a vhost names and that nobody knows, each once.
+    pub fn unknown_apps(&self, vhost: &Vhost) -> BTreeSet<Label> {
+        let targets = vhost.targets().filter_map(|target| match target {
+            BackendTarget::App { name, .. } => Some(name),
+            BackendTarget::Address(_) => None,
+        });
+        let named = targets.chain(&vhost.policy.access.apps);
+        named.filter(|name| !self.knows_app(name)).cloned().collect()
+    }
+
+    /// The app or vhost whose name is the most like this one, if any is like it at all.
+    pub fn nearest_app(&self, name: &str) -> Option<String> {
+        let hosts = self.hosts.values().filter(|host| host.kind != HostKind::Appliance);
+        let vhosts = self.facts.intent().vhosts.keys();
+        nearest(name, hosts.map(|host| host.label.as_str()).chain(vhosts.map(Label::as_str)))
+    }
+
+    /// The container whose name is the most like this one, if any is like it at all.
+    pub fn nearest_host(&self, name: &str) -> Option<String> {
+        let hosts = self.hosts.values().filter(|host| host.kind != HostKind::Appliance);
+        nearest(name, hosts.map(|host| host.label.as_str()))
+    }
+
     /// The host name of the app that calls from an address: of the lease or reservation that it has now. A
     /// caller that merely claims the name of another app has none.
     pub fn caller(&self, ip: IpAddr) -> Option<&Label> {
@@ -213,6 +248,14 @@ impl World {
                 || app.host.as_ref().is_some_and(|host| host.fqdn.to_string() == name)
                 || app.route.as_ref().is_some_and(|route| route.hostname.to_string() == name)
         })
+    }
+
+    /// The app that requests for a host name go to, by whatever alias or wildcard; not the default one.
+    pub fn app_at(&self, host: &str) -> Option<App> {
+        let route = self.route(host)?;
+        let own: Option<Name> = route.hostname.to_string().parse().ok();
+        let host = own.and_then(|name| self.hosts.get(&name).cloned()).or_else(|| self.host_behind(route));
+        Some(App { name: route.app.clone(), host, route: Some(route.clone()) })
     }
 
     fn host_behind(&self, route: &Route) -> Option<Arc<Host>> {
@@ -280,6 +323,14 @@ impl World {
         }
         None
     }
+}
+
+/// How alike two names must be, from 0 to 1, for one to be offered for the other: `wki` and `wiki` are 0.94.
+const ALIKE: f64 = 0.75;
+
+fn nearest<'a>(name: &str, all: impl Iterator<Item = &'a str>) -> Option<String> {
+    let alike = all.map(|other| (strsim::jaro(name, other), other)).filter(|(alike, _)| *alike >= ALIKE);
+    alike.max_by(|(a, x), (b, y)| a.total_cmp(b).then(y.cmp(x))).map(|(_, other)| other.to_owned())
 }
 
 impl Host {

@@ -278,6 +278,38 @@ fn a_forward_may_not_lead_to_the_appliance_itself() {
     assert!(intent.forward_conflict(&forward).unwrap().contains("the appliance itself"));
     forward.more = vec![BackendTarget::Address("192.168.1.9:22".parse().unwrap())];
     assert!(intent.forward_conflict(&forward).unwrap().contains("no app network"));
+    let mut named = Forward::new(Protocol::Tcp, 2222, app_target("prox-appliance", 2222));
+    assert_eq!(intent.forward_conflict(&named), None, "the kernel does not come back to it");
+    named.proxy = Some(StreamPolicy::default().into());
+    assert!(intent.forward_conflict(&named).unwrap().contains("the appliance itself"));
+}
+
+#[test]
+fn a_misspelt_app_is_told_from_one_that_is_stopped() {
+    let mut table = Table::new();
+    table.apply(Change::Lease(lease(101, 1, "wiki", 2)));
+    table.apply(Change::Lease(Lease { state: LeaseState::Expired, ..lease(102, 2, "gitea", 3) }));
+    let mut vhost = vhost("docs", app_target("wki", 80));
+    vhost.backends.extend([app_target("gitea", 80), app_target("wiki", 80)]);
+    let access = crate::Access { apps: vec!["prometheus".parse().unwrap()], ..Default::default() };
+    vhost.policy = VhostPolicy { access, ..VhostPolicy::default() }.shared();
+    let unknown = table.world.unknown_apps(&vhost);
+    assert_eq!(unknown.iter().map(|name| name.as_str()).collect::<Vec<_>>(), ["prometheus", "wki"]);
+    assert_eq!(table.world.nearest_host("wki").as_deref(), Some("wiki"));
+    assert_eq!(table.world.nearest_host("gitae").as_deref(), Some("gitea"));
+    assert_eq!(table.world.nearest_host("prometheus"), None);
+    table.apply(Change::Vhost(Source::Api, vhost.into()));
+    assert_eq!(table.world.nearest_app("dosc").as_deref(), Some("docs"));
+}
+
+#[test]
+fn an_app_is_found_by_every_name_that_leads_to_it() {
+    let mut table = Table::new();
+    table.apply(Change::Vhost(Source::Api, named("shop", "*.shop.prox.local", &["store.prox.local"]).into()));
+    let found = |host: &str| table.world.app_at(host).map(|app| app.name.to_string());
+    assert_eq!(found("a.shop.prox.local").as_deref(), Some("shop"));
+    assert_eq!(found("store.prox.local").as_deref(), Some("shop"));
+    assert_eq!(found("shop.prox.local"), None);
 }
 
 #[test]

@@ -351,3 +351,24 @@ fn a_stop_waits_for_what_moves_and_not_for_what_is_quiet() {
     assert!(busy.is_closed());
     carried.ended();
 }
+
+/// What leads back to a forwarded port would open connection after connection until there are as many as may be.
+#[test]
+fn a_way_that_leads_back_ends_at_the_first_step() {
+    let carried = Carried::start(Table::new("127.0.0.1/8", 80));
+    let here = |number| SocketAddrV4::new(Ipv4Addr::LOCALHOST, number);
+    let itself = carried.add(|number| forward(number, &[here(number)]));
+    let other = carried.add(|number| forward(number, &[here(itself)]));
+    for number in [itself, other] {
+        assert!(is_reset(&mut carried.connect(number)));
+    }
+    assert_eq!(carried.count(StreamReason::Loop), 2);
+    assert_eq!(carried.load(itself).taken + carried.load(other).taken, 2, "nothing came back");
+    assert_eq!(carried.forwards.count_at(port(itself), StreamReason::Loop), 1);
+    // Another target is tried.
+    let backend = named("echo");
+    let both = carried.add(|number| forward(number, &[here(number), backend.addr]));
+    for _ in 0..4 {
+        assert_eq!(name_of(&mut carried.connect(both)), "echo");
+    }
+}

@@ -143,3 +143,14 @@ fn a_target_that_is_gone_is_left() {
     carried.until("noticed", |carried| carried.count(StreamReason::BackendReset) == 1);
     assert_eq!(peer.ask("again"), "alive:again");
 }
+
+#[test]
+fn a_way_that_leads_back_carries_nothing() {
+    let carried = Carried::start(Table::new("127.0.0.1/8", 80));
+    let number =
+        carried.add_udp(|number| udp_forward(number, &[SocketAddrV4::new(Ipv4Addr::LOCALHOST, number)]));
+    let peer = Peer::of(Ipv4Addr::LOCALHOST, number);
+    peer.0.send(b"round and round").unwrap();
+    carried.until("stopped", |carried| carried.count(StreamReason::Loop) == 1);
+    assert_eq!(carried.udp_load(number).open, 0);
+}

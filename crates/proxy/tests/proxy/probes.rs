@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http::{Request, Response};
-use proximity_proxy::{HealthReport, probe};
+use proximity_proxy::{HealthReport, Probed as Told, Reason, probe};
 use proximity_table::{
     BackendKey, BackendProtocol, BackendTls, Health, HealthPolicy, HealthState, HostPolicy, VhostPolicy,
 };
@@ -24,8 +24,8 @@ use crate::support::{Backend, PATIENCE, Table, vhost};
 /// What the prober says of a vhost with one backend.
 struct Probed {
     reports: mpsc::Receiver<HealthReport>,
-    /// Backends that became healthy.
-    usable: Arc<Mutex<Vec<BackendKey>>>,
+    /// Probes that are over.
+    told: Arc<Mutex<Vec<Told>>>,
 }
 
 impl Probed {
@@ -34,15 +34,20 @@ impl Probed {
         change(&mut wiki);
         let table = Table::of(vec![wiki]);
         let (reports, received) = mpsc::channel(16);
-        let usable = Arc::new(Mutex::new(Vec::new()));
-        let told = usable.clone();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let over = told.clone();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let tell = move |key| told.lock().unwrap().push(key);
+            let tell = move |probed: Told| over.lock().unwrap().push(probed);
             let (snapshot, generations) = (table.snapshot.clone(), table.generations.subscribe());
             runtime.block_on(probe(snapshot, generations, reports, tell, 7));
         });
-        Probed { reports: received, usable }
+        Probed { reports: received, told }
+    }
+
+    /// How often a backend became healthy.
+    fn recoveries(&self) -> usize {
+        self.told.lock().unwrap().iter().filter(|probed| probed.became_healthy).count()
     }
 
     fn of(addr: SocketAddrV4, health: HealthPolicy) -> Probed {
@@ -87,7 +92,9 @@ fn the_method_of_the_policy_is_used_and_an_answer_to_head_needs_no_body() {
 fn another_port_can_be_asked() {
     let (backend, checked) = (Backend::answering("requests"), Backend::answering("probes"));
     let health = HealthPolicy { port: Some(checked.addr.port()), ..policy() };
-    Probed::of(backend.addr, health).is_healthy();
+    let mut probed = Probed::of(backend.addr, health);
+    probed.is_healthy();
+    assert_eq!(probed.told.lock().unwrap()[0].met, None, "requests go elsewhere");
     assert_eq!((backend.accepted(), checked.accepted()), (0, 1));
     assert_eq!(checked.requests()[0].header("host"), [checked.addr.to_string()]);
 }
@@ -140,9 +147,15 @@ fn a_slow_start_begins_when_probes_pass_again_and_not_before() {
     assert_eq!(doubted.state, HealthState::Healthy, "one is not enough");
     assert_eq!(doubted.reason.as_deref(), Some("/up answered 503, not 200"));
     assert_eq!(probed.next().state, HealthState::Unhealthy);
-    assert_eq!(probed.usable.lock().unwrap().len(), 1);
+    assert_eq!(probed.recoveries(), 1);
     probed.is_healthy();
-    assert_eq!(probed.usable.lock().unwrap()[..], [BackendKey { addr: backend.addr, epoch: 0 }; 2]);
+    assert_eq!(probed.recoveries(), 2);
+    let key = BackendKey { addr: backend.addr, epoch: 0 };
+    let told = probed.told.lock().unwrap();
+    assert!(told.iter().all(|probed| probed.key == key));
+    // That the app answers 503 to one question says nothing of others.
+    assert!(told.iter().all(|probed| probed.met.is_none_or(|met| met == Ok(()))));
+    assert!(told.iter().any(|probed| probed.met == Some(Ok(()))));
 }
 
 #[test]
@@ -252,7 +265,9 @@ fn an_https_backend_is_asked_by_tls_and_must_prove_itself_only_on_demand() {
     https(backend, BackendTls::default()).is_healthy();
     https(backend, BackendTls { verify: true, ..BackendTls::default() }).is_not("not signed by an authority");
     let plain = Backend::script(|mut conn| conn.write("HTTP/1.1 400 Bad Request\r\n\r\n"));
-    https(plain.addr, BackendTls::default()).is_not("TLS handshake failed");
+    let mut probed = https(plain.addr, BackendTls::default());
+    probed.is_not("no encrypted connection");
+    assert_eq!(probed.told.lock().unwrap()[0].met, Some(Err(Reason::BackendTls)), "requests meet the same");
 }
 
 #[test]
