@@ -22,6 +22,7 @@ mod probes;
 mod protection;
 mod retries;
 mod routing;
+mod scripts;
 mod smuggling;
 mod splitting;
 mod streaming;
