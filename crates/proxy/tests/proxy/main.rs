@@ -15,6 +15,7 @@ mod framing;
 mod headers;
 mod health;
 mod http2;
+mod http2_backends;
 mod http2_limits;
 mod https;
 mod keep_alive;
