@@ -20,6 +20,7 @@ mod http2_limits;
 mod https;
 mod keep_alive;
 mod lifetime;
+mod pages;
 mod paths;
 mod probes;
 mod protection;
