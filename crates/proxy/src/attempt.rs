@@ -62,6 +62,7 @@ impl Exchange<'_, '_, '_> {
         let announces = asked.site.policy().send_proxy_protocol;
         let may_reuse = announces.is_none() && !Pool::is_http2(lane);
         let mut kept = if may_reuse { worker.pool.take(lane, !repeatable) } else { None };
+        let mut is_first = true;
         loop {
             let is_reused = kept.is_some();
             let mut up = match kept.take() {
@@ -92,10 +93,12 @@ impl Exchange<'_, '_, '_> {
                         worker.pool.forget(lane);
                     }
                     let is_gone = matches!(broke.reason, Reason::BackendBroke | Reason::BackendTimedOut);
-                    let is_dead = is_reused && is_gone && self.upload.moved == 0;
+                    let is_worn = is_first && (is_reused || up.is_worn());
+                    let is_dead = is_worn && is_gone && self.upload.moved == 0;
                     if !is_dead || !(repeatable || broke.unseen) {
                         return Err(broke);
                     }
+                    is_first = false;
                     worker.counters.retried();
                     self.upload.again();
                 }

@@ -153,13 +153,7 @@ fn enter(index: usize, member: &Member, rules: &Rules, ask: &Ask<'_>, is_trial: 
             Passage::Trial => true,
             Passage::Paused => return None,
         };
-    let set_cookie = match ask.sticky {
-        Sticky::Cookie { value, salt } => {
-            Some(CookieValue::of(&member.key, salt)).filter(|name| value != Some(name.as_bytes()))
-        }
-        _ => None,
-    };
-    Some(Choice::Chosen(Chosen { index, slot, trial, set_cookie }))
+    Some(Choice::Chosen(Chosen { index, slot, trial, set_cookie: ask.sticky.cookie_for(&member.key) }))
 }
 
 impl Rules {
@@ -214,6 +208,12 @@ impl Rules {
 }
 
 impl Sticky<'_> {
+    /// The cookie that a client has to be given which goes to this backend; `None` when it has it.
+    pub fn cookie_for(&self, key: &BackendKey) -> Option<CookieValue> {
+        let Sticky::Cookie { value, salt } = *self else { return None };
+        Some(CookieValue::of(key, salt)).filter(|name| value != Some(name.as_bytes()))
+    }
+
     /// The backend that the cookie names.
     fn named(&self, members: &[Member]) -> Option<usize> {
         let Sticky::Cookie { value: Some(value), salt } = *self else { return None };

@@ -1,5 +1,5 @@
 use std::io;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -130,10 +130,21 @@ impl Down<'_> {
         match self {
             Down::Http1(side) => side.is_gone(cx),
             Down::Http2(stream) => match &mut stream.outgoing {
-                Some(outgoing) => outgoing.is_reset(cx),
+                Some(outgoing) => outgoing.poll_reset(cx).is_ready(),
                 None => stream.respond.poll_reset(cx).is_ready(),
             },
         }
+    }
+
+    /// Whether the client took the request back (`RST_STREAM`).
+    pub fn is_cancelled(&mut self) -> bool {
+        let nobody = &mut Context::from_waker(Waker::noop());
+        let Down::Http2(stream) = self else { return false };
+        let reset = match &mut stream.outgoing {
+            Some(outgoing) => outgoing.poll_reset(nobody),
+            None => stream.respond.poll_reset(nobody),
+        };
+        matches!(reset, Poll::Ready(Ok(_)))
     }
 
     /// Has an HTTP/1 connection reset when it is dropped, instead of ended.

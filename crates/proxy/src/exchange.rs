@@ -130,14 +130,18 @@ impl Exchange<'_, '_, '_> {
         let mut failure = Reason::BackendRefused;
         let mut tried = Tried::default();
         let mut attempts = site.policy().retries.attempts;
-        let now_ms = worker.shared.millis(self.ticket.start);
+        let mut now_ms = worker.shared.millis(self.ticket.start);
         site.budget.count_request();
         loop {
             let sticky = self.sticky(asked);
             let ask = Ask { turn, entropy: worker.entropy(), now_ms, sticky, tried };
             let chosen = match choose(&ways.members, &site.rules, &ask) {
                 Choice::Chosen(chosen) => chosen,
-                Choice::Full(index) => self.wait_for(index, asked, ways).await?,
+                Choice::Full(index) => {
+                    let chosen = self.wait_for(index, asked, ways).await?;
+                    now_ms = worker.now_ms();
+                    chosen
+                }
                 Choice::Nobody => return Err(failure.into()),
             };
             tried.add(chosen.index);
@@ -158,8 +162,8 @@ impl Exchange<'_, '_, '_> {
                 Err(Failure { reason: Reason::BackendLeft, .. }) => return Err(Reason::BackendLeft.into()),
                 Err(broke) => {
                     failure = broke.reason;
+                    now_ms = worker.now_ms();
                     if failure.is_of_backend() {
-                        let now_ms = worker.now_ms();
                         member.state.met.note_failure(failure, now_ms);
                         member.state.failed(chosen.trial, &site.passive, now_ms);
                     }
@@ -167,7 +171,7 @@ impl Exchange<'_, '_, '_> {
                         && failure.is_of_backend()
                         && failure != Reason::BackendSlow
                         && (repeatable || broke.unseen);
-                    if !may_repeat || attempts == 0 || !site.budget.take(worker.now_ms()) {
+                    if !may_repeat || attempts == 0 || !site.budget.take(now_ms) {
                         return Err(failure.into());
                     }
                     attempts -= 1;
@@ -202,7 +206,8 @@ impl Exchange<'_, '_, '_> {
         let within = Duration::from_secs(u64::from(limits.queue_timeout));
         let waiting = tokio::time::timeout(within, waiting);
         let slot = self.unless_gone(waiting).await?.map_err(|_| Reason::QueueTimeout)?;
-        Ok(Chosen { index, slot, trial: false, set_cookie: None })
+        let set_cookie = self.sticky(asked).cookie_for(&ways.members[index].key);
+        Ok(Chosen { index, slot, trial: false, set_cookie })
     }
 
     /// Waits for something as long as the client does, and as long as the exchange may take.

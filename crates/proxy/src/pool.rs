@@ -80,6 +80,8 @@ pub struct Sender {
     pub requests: SendRequest<Bytes>,
     /// One for each place that is in use, and one of the lane.
     in_use: Rc<()>,
+    /// Whether the connection carried other requests before.
+    pub is_reused: bool,
 }
 
 #[derive(Debug)]
@@ -195,14 +197,14 @@ impl Pool {
             let found = shared.iter().find(|sender| sender.is_free() || all_in_use);
             if let Some(sender) = found {
                 self.counters.upstream_reused();
-                return Ok(sender.clone());
+                return Ok(Sender { is_reused: true, ..sender.clone() });
             }
         }
         let stream = self.connect(lane, within).await?;
         let opening = tokio::time::timeout(within, connection::open(stream));
         let requests =
             opening.await.map_err(|_| Reason::BackendTimedOut)?.map_err(|_| Reason::BackendNonsense)?;
-        let sender = Sender { requests, in_use: Rc::new(()) };
+        let sender = Sender { requests, in_use: Rc::new(()), is_reused: false };
         lane.shared.borrow_mut().push(sender.clone());
         Ok(sender)
     }

@@ -71,6 +71,8 @@ reasons! {
     RateLimited, "rate_limited", 429;
     /// HTTP/2 frames of the kind that only an attack sends so many of.
     Flood, "flood", 400;
+    /// A client that cancels more HTTP/2 requests than it takes answers.
+    CancelFlood, "cancel_flood", 400;
     /// The kernel gave no connection (out of descriptors or memory).
     AcceptFailed, "accept_failed", 503;
     /// No vhost of that name.

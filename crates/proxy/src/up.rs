@@ -36,6 +36,8 @@ pub struct Http2 {
     bytes: Vec<u8>,
     /// Whether the backend said that it has not looked at the request.
     is_unseen: bool,
+    /// Whether that was its goodbye to the connection.
+    is_farewell: bool,
 }
 
 impl Up {
@@ -47,6 +49,7 @@ impl Up {
             incoming: None,
             bytes: Vec::new(),
             is_unseen: false,
+            is_farewell: false,
         }))
     }
 
@@ -126,6 +129,15 @@ impl Up {
         }
     }
 
+    /// Whether a new connection may do what this one did not: it carried requests before, or its backend took its
+    /// leave of it.
+    pub fn is_worn(&self) -> bool {
+        match self {
+            Up::Http1(_) => false,
+            Up::Http2(http2) => http2.sender.is_reused || http2.is_farewell,
+        }
+    }
+
     /// Gives the connection back after an answer, if it can carry another request.
     pub fn give_back(self, pool: &Pool, lane: &Lane, response: &ResponseHead) {
         if let Up::Http1(mut side) = self {
@@ -188,8 +200,10 @@ impl Http2 {
                 Poll::Ready(Ok(self.bytes.len()))
             }
             Err(error) => {
+                // RFC 9113 §6.8: nor was one above the last that a GOAWAY names, and others h2 does not end for it.
+                self.is_farewell = error.is_go_away() && error.is_remote();
                 // RFC 9113 §8.7: a refused stream was not looked at.
-                self.is_unseen = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+                self.is_unseen = self.is_farewell || error.reason() == Some(h2::Reason::REFUSED_STREAM);
                 Poll::Ready(Err(Reason::BackendBroke))
             }
         }

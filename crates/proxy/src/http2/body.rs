@@ -115,9 +115,9 @@ impl Outgoing {
         self.is_ended
     }
 
-    /// Whether the other side wants no more.
-    pub fn is_reset(&mut self, cx: &mut Context<'_>) -> bool {
-        self.stream.poll_reset(cx).is_ready()
+    /// Ready when the other side wants no more; an error when the connection is gone.
+    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Result<h2::Reason, h2::Error>> {
+        self.stream.poll_reset(cx)
     }
 
     /// Tells the other side that this is not the whole.

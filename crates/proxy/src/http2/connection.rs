@@ -17,6 +17,20 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// How much of one answer waits for a client that does not read.
 const SEND_BUFFER: usize = 32 * 1024;
 
+/// Requests that a client may have open at a time.
+const MOST_OPEN: u32 = 128;
+/// Octets of a frame: the least that may be (RFC 9113 §4.2), since a frame is held whole until it can be used.
+const FRAME: u32 = 16 * 1024;
+/// Octets of names and values that the other side may have us remember (RFC 7541 §4).
+const HEADER_TABLE: u32 = 4096;
+/// Longest header of an answer, in octets.
+const LONGEST_ANSWER_HEADER: u32 = 64 * 1024;
+/// Streams that were reset and are remembered, so that what is still on its way for them is passed over.
+const MOST_RESET: usize = 20;
+/// Streams that h2 itself may have to reset, because what came on them was wrong, before the connection is ended
+/// (CVE-2025-8671).
+const MOST_WRONG: usize = 100;
+
 /// A connection whose first octets were read already.
 pub struct Begun {
     read: Option<Buffer>,
@@ -36,7 +50,10 @@ pub async fn open(stream: Stream) -> Result<SendRequest<Bytes>, h2::Error> {
         .enable_push(false)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(64 * 1024)
+        .max_frame_size(FRAME)
+        .header_table_size(HEADER_TABLE)
+        .max_header_list_size(LONGEST_ANSWER_HEADER)
+        .max_local_error_reset_streams(Some(MOST_WRONG))
         .handshake(Begun::new(None, stream))
         .await?;
     tokio::task::spawn_local(async move {
@@ -46,9 +63,10 @@ pub async fn open(stream: Stream) -> Result<SendRequest<Bytes>, h2::Error> {
     Ok(sender)
 }
 
-/// Takes a client's HTTP/2 connection up. The limits are those of h2, with its defenses against resets
-/// (CVE-2023-44487), endless headers (CVE-2024-27316) and empty frames in force; these bound what one client can
-/// hold.
+/// Takes a client's HTTP/2 connection up. What it can hold is bounded by these limits. h2 ends connections of resets
+/// (CVE-2023-44487), of headers without end (CVE-2024-27316: as many CONTINUATION frames as the longest header needs,
+/// and a few) and of empty DATA frames; PING and SETTINGS are answered before more is read, so that a client which
+/// takes no answers is not read from.
 pub async fn accept(
     begun: Begun,
     max_header: u32,
@@ -56,12 +74,14 @@ pub async fn accept(
     h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(128)
+        .max_frame_size(FRAME)
+        .header_table_size(HEADER_TABLE)
+        .max_concurrent_streams(MOST_OPEN)
         .max_header_list_size(max_header)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_pending_accept_reset_streams(20)
-        .max_concurrent_reset_streams(20)
-        .max_local_error_reset_streams(Some(100))
+        .max_pending_accept_reset_streams(MOST_RESET)
+        .max_concurrent_reset_streams(MOST_RESET)
+        .max_local_error_reset_streams(Some(MOST_WRONG))
         .handshake(begun)
         .await
 }

@@ -1,4 +1,4 @@
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -9,6 +9,7 @@ use http::Request;
 
 use super::connection::{self, Begun};
 use super::message;
+use super::tally::Tally;
 use crate::Reason;
 use crate::buffer::Buffer;
 use crate::caller::Caller;
@@ -20,11 +21,26 @@ use crate::watch::{Phase, Signal, Watch};
 /// What a client sends first to speak HTTP/2 by prior knowledge (RFC 9113 §3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// Seconds that a client which is sent away has to take the reason.
+const FAREWELL: u32 = 2;
+
 /// What the requests of a connection share.
 struct Shared {
     caller: Caller,
-    /// Requests being answered.
-    open: Cell<usize>,
+    tally: RefCell<Tally>,
+    /// Whether the client cancels more than it wants answered.
+    is_flood: Cell<bool>,
+}
+
+/// How far the end of a connection has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parting {
+    /// It goes on.
+    None,
+    /// What was asked is still answered.
+    Polite,
+    /// Nothing is.
+    Abrupt,
 }
 
 /// Serves a client that speaks HTTP/2 until its connection ends.
@@ -42,21 +58,27 @@ pub async fn serve(caller: Caller, watch: &Rc<Watch>, read: Buffer, stream: stre
         return worker.counters.stopped_by(Reason::Malformed, 1);
     };
     drop(handshake);
-    let shared = Rc::new(Shared { caller, open: Cell::new(0) });
+    let shared = Rc::new(Shared { caller, tally: RefCell::default(), is_flood: Cell::new(false) });
     watch.enter(Phase::Idle, settings.idle_timeout);
-    let mut is_leaving = false;
+    let mut parting = Parting::None;
     loop {
-        match poll_fn(|cx| poll_request(cx, &mut connection, watch, &shared, &mut is_leaving)).await {
+        match poll_fn(|cx| poll_request(cx, &mut connection, watch, &shared, &mut parting)).await {
             Some(Ok((request, respond))) => {
-                shared.open.set(shared.open.get() + 1);
+                shared.tally.borrow_mut().begin();
                 watch.enter(Phase::Busy, 0);
                 let (shared, idle) = (shared.clone(), watch.clone());
                 let idle_timeout = settings.idle_timeout;
                 tokio::task::spawn_local(async move {
-                    answer(&shared.caller, request, respond).await;
-                    shared.open.set(shared.open.get() - 1);
-                    // One that leaves ends by itself, when everything has left.
-                    if shared.open.get() == 0 && !shared.caller.worker.draining.get() {
+                    let is_cancelled = answer(&shared.caller, request, respond).await;
+                    let worker = &shared.caller.worker;
+                    let mut tally = shared.tally.borrow_mut();
+                    let is_flood = is_cancelled && tally.cancel(worker.now_ms());
+                    tally.end();
+                    if is_flood {
+                        shared.is_flood.set(true);
+                        idle.wake();
+                    } else if tally.open() == 0 && !worker.draining.get() && !shared.is_flood.get() {
+                        // One that leaves ends by itself, when everything has left.
                         idle.enter(Phase::Idle, idle_timeout);
                         idle.wake();
                     }
@@ -82,15 +104,22 @@ fn poll_request(
     connection: &mut Connection<Begun, Bytes>,
     watch: &Watch,
     shared: &Shared,
-    is_leaving: &mut bool,
+    parting: &mut Parting,
 ) -> Poll<Option<Result<(Request<h2::RecvStream>, SendResponse<Bytes>), h2::Error>>> {
-    let is_told = watch.signal() != Signal::None || shared.caller.worker.draining.get();
-    if is_told && !*is_leaving {
+    let worker = &shared.caller.worker;
+    let is_told = watch.signal() != Signal::None || worker.draining.get();
+    if shared.is_flood.get() && *parting != Parting::Abrupt {
+        *parting = Parting::Abrupt;
+        worker.counters.stopped_by(Reason::CancelFlood, 1);
+        // The requests that are still open learn of it, and let their backends go.
+        connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+        watch.clear();
+        watch.enter(Phase::Busy, FAREWELL);
+    } else if is_told && *parting == Parting::None {
         // RFC 9113 §6.8: the client learns which requests will still be answered.
-        *is_leaving = true;
+        *parting = Parting::Polite;
         connection.graceful_shutdown();
-        let worker = &shared.caller.worker;
-        let within = match (worker.retired.get(), shared.open.get()) {
+        let within = match (worker.retired.get(), shared.tally.borrow().open()) {
             (false, _) => worker.settings().drain.max(1),
             (true, 0) => worker.settings().idle_timeout,
             // Until the last of them is answered.
@@ -98,14 +127,14 @@ fn poll_request(
         };
         watch.clear();
         watch.enter(Phase::Busy, within);
-    } else if *is_leaving && watch.signal() != Signal::None {
+    } else if *parting != Parting::None && watch.signal() != Signal::None {
         return Poll::Ready(None);
     }
     connection.poll_accept(cx)
 }
 
-/// Answers one request.
-async fn answer(caller: &Caller, request: Request<h2::RecvStream>, mut respond: SendResponse<Bytes>) {
+/// Answers one request. Returns whether the client cancelled it.
+async fn answer(caller: &Caller, request: Request<h2::RecvStream>, mut respond: SendResponse<Bytes>) -> bool {
     let worker = &caller.worker;
     let (parts, body) = request.into_parts();
     let mut head = worker.request_head();
@@ -113,7 +142,7 @@ async fn answer(caller: &Caller, request: Request<h2::RecvStream>, mut respond: 
     if let Err(reason) = message::take_request(&parts, !body.is_end_stream(), &mut head, &mut bytes) {
         worker.counters.stopped_by(reason, 1);
         respond.send_reset(h2::Reason::PROTOCOL_ERROR);
-        return;
+        return false;
     }
     drop(parts);
     let registered = worker.watch_stream();
@@ -123,8 +152,11 @@ async fn answer(caller: &Caller, request: Request<h2::RecvStream>, mut respond: 
         Poll::Ready(())
     })
     .await;
-    if exchange::answer(caller, &registered.watch, &head, &bytes, &mut down).await == Fate::Cut {
+    let fate = exchange::answer(caller, &registered.watch, &head, &bytes, &mut down).await;
+    let is_cancelled = down.is_cancelled();
+    if fate == Fate::Cut {
         down.cut();
     }
     worker.keep_request_head(head);
+    is_cancelled
 }

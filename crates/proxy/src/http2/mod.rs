@@ -5,3 +5,4 @@ pub mod body;
 pub mod connection;
 pub mod front;
 pub mod message;
+mod tally;

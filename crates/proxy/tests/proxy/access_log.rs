@@ -8,6 +8,7 @@ use proximity_table::{
 };
 use serde_json::Value;
 
+use crate::scripts::nobody;
 use crate::support::{Backend, Proxy, Table, vhost, with};
 
 /// A proxy whose log is read when it has ended.
@@ -35,13 +36,6 @@ impl Logged {
         std::fs::remove_dir_all(&self.dir).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
-}
-
-/// A port at which nobody listens.
-fn nobody() -> std::net::SocketAddrV4 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let std::net::SocketAddr::V4(addr) = listener.local_addr().unwrap() else { unreachable!() };
-    addr
 }
 
 /// An answer of ten octets that breaks off after three.

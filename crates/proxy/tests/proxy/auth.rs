@@ -8,10 +8,11 @@ use base64ct::{Base64, Encoding};
 use proximity_proxy::Reason;
 use proximity_table::{BackendTarget, BasicAuth, BasicUser, ForwardAuth, Timeouts, VhostPolicy};
 
+use crate::scripts::nobody;
 use crate::support::{Backend, BackendConn, PATIENCE, Proxy, Request, Response, Table, vhost, with};
 
 // Made by other implementations: crypt(3), and `argon2 saltsaltsaltsalt -id -t 1 -k 64 -p 1 -l 32 -e`.
-const BCRYPT: &str = "$2b$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW";
+pub const BCRYPT: &str = "$2b$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW";
 const ARGON2: &str =
     "$argon2id$v=19$m=64,t=1,p=1$c2FsdHNhbHRzYWx0c2FsdA$+v0rf6ETYAIpqJIjJyARZ3W3zqJlkf+0TRXzsLHmR6o";
 
@@ -259,24 +260,13 @@ fn without_an_answer_nobody_passes() {
     );
     closed(&judged("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"), "unclear");
     let gone = Backend::script(drop);
-    let SocketGone(addr) = nobody();
+    let addr = nobody();
     let app = Backend::answering("secret");
     let proxy = Proxy::start(&Table::of(vec![with(vhost("wiki", &[app.addr]), |policy| {
         let to = BackendTarget::Address(addr);
         policy.forward_auth = Some(ForwardAuth { to, path: "/".to_owned(), copy_headers: Vec::new() });
     })]));
     closed(&Judged { proxy, app, service: gone }, "refuses");
-}
-
-struct SocketGone(std::net::SocketAddrV4);
-
-/// An address on which nothing listens.
-fn nobody() -> SocketGone {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    match listener.local_addr().unwrap() {
-        std::net::SocketAddr::V4(addr) => SocketGone(addr),
-        std::net::SocketAddr::V6(addr) => panic!("{addr}"),
-    }
 }
 
 #[test]

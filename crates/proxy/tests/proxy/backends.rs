@@ -1,15 +1,7 @@
-use std::net::{SocketAddr, SocketAddrV4, TcpListener};
-
 use proximity_proxy::Reason;
 
+use crate::scripts::{nobody, swallowing};
 use crate::support::{Backend, Proxy, Table, vhost};
-
-/// An address on which nothing listens.
-fn nobody() -> SocketAddrV4 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let SocketAddr::V4(addr) = listener.local_addr().unwrap() else { unreachable!() };
-    addr
-}
 
 #[test]
 fn headers_are_rebuilt_for_the_backend_and_stripped_for_the_client() {
@@ -106,19 +98,7 @@ fn an_answer_that_is_none_gives_a_page() {
 
 #[test]
 fn an_address_that_swallows_packets_times_out() {
-    // A listener whose queue is full swallows further connections.
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
-    socket.listen(0).unwrap();
-    let SocketAddr::V4(addr) = socket.local_addr().unwrap().as_socket().unwrap() else { unreachable!() };
-    let _queued: Vec<_> = (0..4)
-        .map(|_| {
-            let filler = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-            filler.set_nonblocking(true).unwrap();
-            let _ = filler.connect(&SocketAddr::V4(addr).into());
-            filler
-        })
-        .collect();
+    let (addr, _held) = swallowing();
     let mut hole = vhost("hole", &[addr]);
     hole.policy = std::sync::Arc::new(proximity_table::VhostPolicy {
         timeouts: proximity_table::Timeouts { connect: 1, ..Default::default() },

@@ -1,14 +1,15 @@
 //! Which of several backends gets a request, and what keeps a client at one of them.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use proximity_table::{Affinity, Balance, Change, PassivePolicy, Source, VhostPolicy};
-use socket2::{Domain, Socket, Type};
+use proximity_proxy::Circuit;
+use proximity_table::{
+    Affinity, BackendKey, Balance, Change, PassivePolicy, Source, VhostLimits, VhostPolicy,
+};
 
+use crate::scripts::working;
 use crate::support::{Backend, Client, PATIENCE, Proxy, Table, vhost, with};
 
 fn proxy(backends: &[&Backend], change: impl FnOnce(&mut VhostPolicy)) -> Proxy {
@@ -20,23 +21,6 @@ fn ask(proxy: &Proxy, fields: &str) -> crate::support::Response {
     let mut client = proxy.connect();
     client.send(&format!("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\n{fields}\r\n"));
     client.response()
-}
-
-/// A backend that says when it got `/hold`, and answers it when it is told.
-fn holding(name: &'static str) -> (Backend, Receiver<()>, Sender<()>) {
-    let (arrived, arrivals) = channel();
-    let (release, released) = channel();
-    let (arrived, released) = (Mutex::new(arrived), Arc::new(Mutex::new(released)));
-    let backend = Backend::script(move |mut conn| {
-        while let Some(request) = conn.request() {
-            if request.line.contains("/hold") {
-                arrived.lock().unwrap().send(()).unwrap();
-                released.lock().unwrap().recv_timeout(PATIENCE).unwrap();
-            }
-            conn.answer(name);
-        }
-    });
-    (backend, arrivals, release)
 }
 
 fn hold(proxy: &Proxy) -> Client {
@@ -56,7 +40,7 @@ fn round_robin_takes_turns() {
 #[test]
 fn the_backend_with_the_fewest_requests_in_flight_is_preferred() {
     for balance in [Balance::LeastConnections, Balance::RandomTwo] {
-        let (busy, arrivals, release) = holding("busy");
+        let (busy, arrivals, release) = working();
         let free = Backend::answering("free");
         let proxy = proxy(&[&busy, &free], |policy| policy.balance = balance);
         // Until the busy one has got one to hold.
@@ -77,7 +61,7 @@ fn the_backend_with_the_fewest_requests_in_flight_is_preferred() {
         release.send(()).unwrap();
         let mut held = held.pop().unwrap();
         held.stream.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
-        assert_eq!(held.response().text(), "busy");
+        assert_eq!(held.response().text(), "/hold");
     }
 }
 
@@ -92,21 +76,13 @@ fn random_two_leaves_nobody_out() {
     assert!(shares.iter().all(|share| (10..=60).contains(share)), "{shares:?}");
 }
 
-/// A client whose address is 127.0.0.`last`.
-fn client_at(proxy: &Proxy, last: u8) -> Client {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), 0)).into()).unwrap();
-    socket.connect(&proxy.addr.into()).unwrap();
-    Client::new(TcpStream::from(socket))
-}
-
 #[test]
 fn an_address_stays_at_its_backend() {
     let (a, b) = (Backend::answering("a"), Backend::answering("b"));
     let proxy = proxy(&[&a, &b], |policy| policy.affinity = Some(Affinity::ClientIp));
     for last in 2..42 {
         let mut answers = (0..4).map(|_| {
-            let mut client = client_at(&proxy, last);
+            let mut client = proxy.connect_from(last);
             client.send("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\n\r\n");
             client.response().text()
         });
@@ -161,6 +137,91 @@ fn a_cookie_keeps_a_client_and_is_set_when_it_has_to_be() {
         let response = ask(&half, "");
         assert_eq!((response.text().as_str(), response.header("set-cookie").len()), ("a", 1));
     }
+}
+
+fn key(backend: &Backend) -> BackendKey {
+    BackendKey { addr: backend.addr, epoch: 0 }
+}
+
+/// Waits until so many stand in line for a backend.
+fn until_waiting(proxy: &Proxy, backend: &Backend, count: u32) {
+    let state = proxy.shared.backends.find(&key(backend)).unwrap();
+    let began = Instant::now();
+    while state.waiting() != count {
+        assert!(began.elapsed() < PATIENCE, "{} wait", state.waiting());
+        std::thread::yield_now();
+    }
+}
+
+fn one_at_a_time(policy: &mut VhostPolicy) {
+    policy.limits =
+        VhostLimits { backend_connections: 1, queue: 1, queue_timeout: 20, ..VhostLimits::default() };
+}
+
+#[test]
+fn whoever_stood_in_line_gets_the_cookie_too() {
+    let (backend, arrivals, release) = working();
+    let proxy = proxy(&[&backend], |policy| {
+        one_at_a_time(policy);
+        policy.affinity = Some(Affinity::Cookie("stick".to_owned()));
+    });
+    let mut first = hold(&proxy);
+    arrivals.recv_timeout(PATIENCE).unwrap();
+    let mut second = hold(&proxy);
+    until_waiting(&proxy, &backend, 1);
+    let mut cookie = String::new();
+    for client in [&mut first, &mut second] {
+        release.send(()).unwrap();
+        let response = client.response();
+        let [set] = response.header("set-cookie")[..] else { panic!("{response:?}") };
+        cookie = set.split(';').next().unwrap().to_owned();
+    }
+    // Whoever has it already does not get it again.
+    let mut third = hold(&proxy);
+    assert!(arrivals.iter().take(2).all(|path| path == "/hold"));
+    let mut last = proxy.connect();
+    last.send(&format!("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\nCookie: {cookie}\r\n\r\n"));
+    until_waiting(&proxy, &backend, 1);
+    release.send(()).unwrap();
+    release.send(()).unwrap();
+    assert_eq!(third.response().status, 200);
+    let response = last.response();
+    assert_eq!((response.text().as_str(), response.header("set-cookie").len()), ("/", 0));
+}
+
+/// A success of before a pause says nothing of what came after it. One that stood in line was sent when it left it.
+#[test]
+fn who_waited_speaks_for_the_time_after_the_wait() {
+    let (arrived, arrivals) = std::sync::mpsc::channel();
+    let arrived = std::sync::Mutex::new(arrived);
+    let backend = Backend::script(move |mut conn| {
+        while let Some(request) = conn.request() {
+            match request.line.split(' ').nth(1).unwrap() {
+                "/break" => return,
+                "/hold" => arrived.lock().unwrap().send(()).unwrap(),
+                _ => conn.answer("fine"),
+            }
+        }
+    });
+    let proxy = proxy(&[&backend], |policy| {
+        one_at_a_time(policy);
+        policy.passive = PassivePolicy { failures: 1, window: 30, pause: 1 };
+    });
+    let state = |proxy: &Proxy| proxy.shared.backends.find(&key(&backend)).unwrap();
+    assert_eq!(proxy.get("wiki.prox.local", "/break").status, 502);
+    let held = hold(&proxy);
+    arrivals.recv_timeout(PATIENCE).unwrap();
+    let mut waiting = proxy.connect();
+    waiting.send("GET /next HTTP/1.1\r\nHost: wiki.prox.local\r\n\r\n");
+    until_waiting(&proxy, &backend, 1);
+    let began = Instant::now();
+    while state(&proxy).circuit(proxy.now_ms()) != Circuit::HalfOpen {
+        assert!(began.elapsed() < PATIENCE, "the pause never ends");
+        std::thread::yield_now();
+    }
+    drop(held);
+    assert_eq!(waiting.response().text(), "fine");
+    assert_eq!(state(&proxy).circuit(proxy.now_ms()), Circuit::Closed);
 }
 
 /// A backend that breaks every connection as long as the switch is on.
@@ -238,8 +299,8 @@ fn when_all_are_paused_they_are_asked_nevertheless() {
 
 #[test]
 fn a_backend_that_joins_gets_little_at_first() {
-    const SLOW_START: u32 = 2;
-    const OVER: Duration = Duration::from_secs(SLOW_START as u64 + 1);
+    const SLOW_START: u32 = 1;
+    const FULL_WEIGHT: u32 = 256;
     let (old, new) = (Backend::answering("old"), Backend::answering("new"));
     let wiki = |addrs: &[std::net::SocketAddrV4]| {
         with(vhost("wiki", addrs), |policy| policy.slow_start = SLOW_START)
@@ -247,18 +308,25 @@ fn a_backend_that_joins_gets_little_at_first() {
     let mut table = Table::of(vec![wiki(&[old.addr])]);
     let proxy = Proxy::start(&table);
     assert_eq!(ask(&proxy, "").text(), "old");
-    // The old one gets to its full share; only time brings it there.
-    std::thread::sleep(OVER);
+    // Only time brings the old one to its full share.
+    let state = proxy.shared.backends.find(&key(&old)).unwrap();
+    let began = Instant::now();
+    while state.weight(proxy.now_ms(), u64::from(SLOW_START) * 1000) < FULL_WEIGHT {
+        assert!(began.elapsed() < PATIENCE, "never there");
+        std::thread::yield_now();
+    }
     table.change(Change::Vhost(Source::Config, wiki(&[old.addr, new.addr]).into()));
     let joined = Instant::now();
-    let mut early = 0;
-    for _ in 0..100 {
-        early += usize::from(ask(&proxy, "").text() == "new");
-    }
-    if joined.elapsed() < Duration::from_millis(500) {
+    let share = || (0..100).filter(|_| ask(&proxy, "").text() == "new").count();
+    let early = share();
+    if joined.elapsed() < Duration::from_millis(250) {
         assert!(early < 35, "{early} of the first hundred");
     }
-    std::thread::sleep(OVER);
-    let late = (0..100).filter(|_| ask(&proxy, "").text() == "new").count();
-    assert_eq!(late, 50);
+    while share() != 50 {
+        assert!(joined.elapsed() < PATIENCE, "never an equal share");
+    }
+    // A hundred in turn may be a chance before, and is none a second later.
+    if joined.elapsed() > Duration::from_secs(u64::from(SLOW_START)) {
+        assert_eq!(share(), 50);
+    }
 }

@@ -29,8 +29,8 @@ const EXPIRED: &[u8] = include_bytes!("certificates/expired.pem");
 type Conn = BufReader<StreamOwned<ServerConnection, TcpStream>>;
 
 /// A backend over TLS that tells for which name it was asked (SNI).
-struct TlsBackend {
-    addr: SocketAddrV4,
+pub struct TlsBackend {
+    pub addr: SocketAddrV4,
     accepted: Arc<AtomicUsize>,
     names: Receiver<Option<String>>,
 }
@@ -90,7 +90,7 @@ fn write(conn: &mut Conn, text: &str) {
 }
 
 /// Answers every request with `secret`.
-fn answering() -> TlsBackend {
+pub fn answering() -> TlsBackend {
     answering_with(SELF_SIGNED)
 }
 
@@ -102,7 +102,7 @@ fn answering_with(pem: &[u8]) -> TlsBackend {
     })
 }
 
-fn https(addr: SocketAddrV4, tls: BackendTls) -> Vhost {
+pub fn https(addr: SocketAddrV4, tls: BackendTls) -> Vhost {
     Vhost { protocol: BackendProtocol::Https, tls, ..vhost("wiki", &[addr]) }
 }
 
@@ -270,12 +270,7 @@ fn a_websocket_passes_through_tls() {
     let mut hello = [0; 5];
     client.stream.read_exact(&mut hello).unwrap();
     assert_eq!(&hello, b"hello");
-    for frame in [b"\n\0\n\0", b"\xff\xfe\n\n"] {
-        client.stream.get_mut().write_all(frame).unwrap();
-        let mut echo = [0; 4];
-        client.stream.read_exact(&mut echo).unwrap();
-        assert_eq!(&echo, frame);
-    }
+    client.echoes(&[b"\n\0\n\0", b"\xff\xfe\n\n"]);
     drop(client);
     proxy.until("closed", |totals| totals.tunnels == 0 && totals.open == 0);
 }

@@ -1,16 +1,15 @@
 //! Probes as the health policy and the service want them.
 
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::Response;
 use proximity_proxy::{HealthReport, Probed as Told, Reason, probe};
 use proximity_table::{
     BackendKey, BackendProtocol, BackendTls, Health, HealthPolicy, HealthState, HostPolicy, VhostPolicy,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -19,6 +18,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::scripts::{h2c, served_by};
 use crate::support::{Backend, PATIENCE, Table, vhost};
 
 /// What the prober says of a vhost with one backend.
@@ -173,42 +173,16 @@ fn the_host_of_a_probe_is_that_of_requests() {
     assert_eq!(hosts, ["wiki.prox.local", "wiki.example"]);
 }
 
-/// A backend whose connections are served by `serve`.
-fn backend<S, F>(serve: S) -> SocketAddrV4
-where
-    S: Fn(TcpStream) -> F + Send + 'static,
-    F: Future<Output = ()> + Send + 'static,
-{
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let SocketAddr::V4(addr) = listener.local_addr().unwrap() else { unreachable!() };
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async move {
-            listener.set_nonblocking(true).unwrap();
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream));
-            }
-        });
-    });
-    addr
-}
-
 #[test]
 fn an_h2c_backend_is_asked_by_http2() {
     let heads = Arc::new(Mutex::new(Vec::new()));
     let seen = heads.clone();
-    let addr = backend(move |stream| {
-        let seen = seen.clone();
+    let addr = h2c(move |request, mut respond| {
+        seen.lock().unwrap().push(format!("{} {}", request.method(), request.uri()));
         async move {
-            let mut connection = h2::server::handshake(stream).await.unwrap();
-            while let Some(Ok((request, mut respond))) = connection.accept().await {
-                let request: Request<h2::RecvStream> = request;
-                seen.lock().unwrap().push(format!("{} {}", request.method(), request.uri()));
-                let response = Response::builder().status(200).body(()).unwrap();
-                let mut body = respond.send_response(response, false).unwrap();
-                body.send_data(Bytes::from_static(b"all is well"), true).unwrap();
-            }
+            let response = Response::builder().status(200).body(()).unwrap();
+            let mut body = respond.send_response(response, false).unwrap();
+            body.send_data(Bytes::from_static(b"all is well"), true).unwrap();
         }
     });
     let h2c = |health: HealthPolicy| {
@@ -237,7 +211,7 @@ fn tls_backend(pem: &'static [u8]) -> SocketAddrV4 {
         .with_single_cert(chain, key)
         .unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    backend(move |stream| {
+    served_by(move |stream| {
         let acceptor = acceptor.clone();
         async move {
             // A client that does not trust us is what some of the tests are about.

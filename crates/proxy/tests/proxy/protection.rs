@@ -1,7 +1,7 @@
 //! Limits on what clients may send and hold, and who may come at all.
 
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::Ipv4Addr;
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -10,7 +10,6 @@ use proximity_proxy::Reason;
 use proximity_table::{
     Access, Change, LeaseState, ProxySettings, Rate, Source, Timeouts, VhostLimits, VhostPolicy,
 };
-use socket2::{Domain, Socket, Type};
 
 use crate::support::{Backend, Client, PATIENCE, Proxy, Table, lease, vhost, with};
 
@@ -21,14 +20,6 @@ fn get(client: &mut Client) -> u16 {
 
 fn proxy(backend: &Backend, settings: ProxySettings, change: impl FnOnce(&mut VhostPolicy)) -> Proxy {
     Proxy::with(&Table::of(vec![with(vhost("wiki", &[backend.addr]), change)]), settings, None)
-}
-
-/// A client whose address is 127.0.0.`last`.
-fn client_at(proxy: &Proxy, last: u8) -> Client {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), 0)).into()).unwrap();
-    socket.connect(&proxy.addr.into()).unwrap();
-    Client::new(TcpStream::from(socket))
 }
 
 #[test]
@@ -154,16 +145,16 @@ fn one_client_has_so_many_connections() {
     let backend = Backend::answering("");
     let settings = ProxySettings { client_connections: 2, ..ProxySettings::default() };
     let proxy = proxy(&backend, settings, |_| {});
-    let mut held = [client_at(&proxy, 2), client_at(&proxy, 2)];
+    let mut held = [proxy.connect_from(2), proxy.connect_from(2)];
     for client in &mut held {
         assert_eq!(get(client), 200);
     }
-    assert!(client_at(&proxy, 2).is_closed());
+    assert!(proxy.connect_from(2).is_closed());
     assert_eq!(proxy.count(Reason::ClientConnections), 1);
-    assert_eq!(get(&mut client_at(&proxy, 3)), 200, "another client is not meant");
+    assert_eq!(get(&mut proxy.connect_from(3)), 200, "another client is not meant");
     drop(held);
     proxy.until("closed", |totals| totals.open == 0);
-    assert_eq!(get(&mut client_at(&proxy, 2)), 200);
+    assert_eq!(get(&mut proxy.connect_from(2)), 200);
 }
 
 #[test]
@@ -183,15 +174,15 @@ fn one_client_has_so_many_connections_at_work_for_a_vhost() {
     };
     let table = Table::of(vec![with(vhost("wiki", &[slow.addr]), limited), vhost("other", &[other.addr])]);
     let proxy = Proxy::start(&table);
-    let mut first = client_at(&proxy, 2);
+    let mut first = proxy.connect_from(2);
     first.send("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\n\r\n");
     arrivals.recv_timeout(PATIENCE).unwrap();
-    let mut second = client_at(&proxy, 2);
+    let mut second = proxy.connect_from(2);
     assert_eq!(get(&mut second), 429);
     assert_eq!(proxy.count(Reason::ClientConnections), 1);
     second.send("GET / HTTP/1.1\r\nHost: other.prox.local\r\n\r\n");
     assert_eq!(second.response().text(), "other");
-    let mut third = client_at(&proxy, 3);
+    let mut third = proxy.connect_from(3);
     third.send("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\n\r\n");
     arrivals.recv_timeout(PATIENCE).unwrap();
     for client in [&mut first, &mut third] {
@@ -210,7 +201,7 @@ fn requests_beyond_the_rate_are_told_when_to_come_again() {
         let backend = Backend::answering("");
         let proxy = proxy(&backend, settings, |policy| policy.limits.client_rate = own);
         let began = Instant::now();
-        let mut client = client_at(&proxy, 2);
+        let mut client = proxy.connect_from(2);
         let mut passed = 0;
         let page = loop {
             client.send("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\n\r\n");
@@ -225,7 +216,7 @@ fn requests_beyond_the_rate_are_told_when_to_come_again() {
         assert!((3..=allowed).contains(&passed), "{passed} of {allowed}");
         assert_eq!((page.status, page.header("retry-after")), (429, vec!["1"]));
         assert_eq!((proxy.count(Reason::RateLimited), backend.requests().len()), (1, passed));
-        assert_eq!(get(&mut client_at(&proxy, 3)), 200, "another client is not meant");
+        assert_eq!(get(&mut proxy.connect_from(3)), 200, "another client is not meant");
         // It is told the truth.
         std::thread::sleep(Duration::from_secs(1));
         assert_eq!(get(&mut client), 200);
@@ -249,7 +240,7 @@ fn networks_are_let_in_and_kept_out() {
     ] {
         let backend = Backend::answering("");
         let proxy = proxy(&backend, ProxySettings::default(), |policy| policy.access = rules.clone());
-        assert_eq!(get(&mut client_at(&proxy, last)), status, "{rules:?} {last}");
+        assert_eq!(get(&mut proxy.connect_from(last)), status, "{rules:?} {last}");
         let refused = u64::from(status == 403);
         assert_eq!((proxy.count(Reason::Forbidden), backend.requests().len() as u64), (refused, 1 - refused));
     }
@@ -267,7 +258,7 @@ fn rules_are_for_whom_a_trusted_proxy_asks() {
         policy.access.allow = vec!["203.0.113.0/24".parse().unwrap()];
     });
     let ask = |from: u8, told: &str| {
-        let mut client = client_at(&proxy, from);
+        let mut client = proxy.connect_from(from);
         client.send(&format!("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\nX-Forwarded-For: {told}\r\n\r\n"));
         client.response().status
     };
@@ -289,10 +280,10 @@ fn apps_are_let_in_by_their_lease() {
     table.change(Change::Lease(lease("prometheus", at(2), 1, LeaseState::Bound)));
     table.change(Change::Lease(lease("other", at(3), 2, LeaseState::Bound)));
     let proxy = Proxy::start(&table);
-    let mut client = client_at(&proxy, 2);
+    let mut client = proxy.connect_from(2);
     assert_eq!(get(&mut client), 200);
-    assert_eq!(get(&mut client_at(&proxy, 3)), 403);
-    assert_eq!(get(&mut client_at(&proxy, 4)), 403);
+    assert_eq!(get(&mut proxy.connect_from(3)), 403);
+    assert_eq!(get(&mut proxy.connect_from(4)), 403);
     // The address goes to another app: it has lost its right on a connection that is open, too.
     table.change(Change::Lease(lease("thief", at(2), 3, LeaseState::Bound)));
     assert_eq!(get(&mut client), 403);

@@ -1,8 +1,8 @@
 //! What is tried again and what is not, how long a backend may take, and how many requests it gets at once.
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use proximity_proxy::Reason;
@@ -11,6 +11,7 @@ use proximity_table::{
     VhostPolicy,
 };
 
+use crate::scripts::{breaking, nobody, stalling, working};
 use crate::support::{Backend, Client, PATIENCE, Proxy, Table, lease, vhost, with};
 
 /// A proxy of one vhost whose backends are never paused, so that each test sees what one request does.
@@ -27,19 +28,6 @@ fn send(proxy: &Proxy, method: &str, body: &str) -> Client {
     let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
     client.send(&format!("{method} /x HTTP/1.1\r\nHost: wiki.prox.local\r\n{length}\r\n{body}"));
     client
-}
-
-/// An address on which nothing listens.
-fn nobody() -> SocketAddrV4 {
-    let SocketAddr::V4(addr) = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap() else {
-        unreachable!()
-    };
-    addr
-}
-
-/// Takes each request and closes.
-fn breaking() -> Backend {
-    Backend::script(|mut conn| drop(conn.request()))
 }
 
 // RFC 9110 §9.2.2: "A proxy MUST NOT automatically retry non-idempotent requests."
@@ -116,15 +104,6 @@ fn a_budget_keeps_retries_from_multiplying_the_load() {
     assert_eq!(retries + failed, 50, "every second request met the bad one first");
 }
 
-/// A backend that says `begin`, and then nothing until the proxy closes.
-fn stalling(begin: &'static str) -> Backend {
-    Backend::script(move |mut conn| {
-        conn.request();
-        conn.write(begin);
-        conn.request();
-    })
-}
-
 fn timeouts(change: impl FnOnce(&mut Timeouts)) -> impl FnOnce(&mut VhostPolicy) {
     |policy| change(&mut policy.timeouts)
 }
@@ -196,22 +175,6 @@ fn the_whole_exchange_has_its_end_however_busy_it_is() {
     let _ = std::io::Read::read_to_end(&mut client.stream, &mut rest);
     assert!(rest.len() < 1000 && began.elapsed() < PATIENCE, "{} octets", rest.len());
     proxy.until("counted", |totals| totals.of(Reason::TotalTimeout) == 1);
-}
-
-/// A backend that tells of each request and answers it when it is told.
-fn working() -> (Backend, Receiver<String>, Sender<()>) {
-    let (arrived, arrivals) = channel();
-    let (release, released) = channel::<()>();
-    let (arrived, released) = (Mutex::new(arrived), Mutex::new(released));
-    let backend = Backend::script(move |mut conn| {
-        while let Some(request) = conn.request() {
-            let path = request.line.split(' ').nth(1).unwrap().to_owned();
-            arrived.lock().unwrap().send(path.clone()).unwrap();
-            released.lock().unwrap().recv_timeout(PATIENCE).unwrap();
-            conn.answer(&path);
-        }
-    });
-    (backend, arrivals, release)
 }
 
 fn limited(queue: u32, queue_timeout: u32) -> impl FnOnce(&mut VhostPolicy) {

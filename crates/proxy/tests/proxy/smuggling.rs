@@ -109,6 +109,35 @@ fn transfer_codings_other_than_one_plain_chunked() {
     let old =
         format!("POST / HTTP/1.0\r\nHost: wiki.prox.local\r\nConnection: keep-alive\r\n{chunked}\r\n\r\n");
     refused_unheard(&format!("{old}0\r\n\r\n"), TransferCoding);
+    // A server of HTTP/1.0 reads the length, one of HTTP/1.1 the coding.
+    let both = |first: &str, second: &str| {
+        format!(
+            "POST / HTTP/1.0\r\nHost: wiki.prox.local\r\nConnection: keep-alive\r\n{first}\r\n{second}\r\n\r\n0\r\n\r\n"
+        )
+    };
+    for length in ["Content-Length: 5", "Content-Length: 0", "Content-Length: 60"] {
+        refused_unheard(&both(length, chunked), AmbiguousLength);
+        refused_unheard(&both(chunked, length), TransferCoding);
+    }
+}
+
+/// What is known of a client's version does not reach the backend: it gets HTTP/1.1 and one length.
+#[test]
+fn an_upload_of_http_1_0_has_one_length_at_the_backend() {
+    let backend = Wiretap::saying("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    let proxy = Proxy::start(&Table::of(vec![vhost("wiki", &[backend.addr])]));
+    let mut client = proxy.connect();
+    let upload = "POST /old HTTP/1.0\r\nHost: wiki.prox.local\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\n0\r\n\r\n";
+    client.send(&format!("{upload}{upload}"));
+    assert_eq!((client.response().status, client.response().status), (200, 200));
+    drop(client);
+    let heard = backend.after(proxy).concat();
+    assert_eq!(heard.matches("POST /old HTTP/1.1\r\n").count(), 2, "{heard}");
+    assert_eq!(heard.matches("Content-Length: 5\r\n").count(), 2, "{heard}");
+    assert!(
+        !heard.contains("HTTP/1.0") && !heard.to_ascii_lowercase().contains("transfer-encoding"),
+        "{heard}"
+    );
 }
 
 #[test]

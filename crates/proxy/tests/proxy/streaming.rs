@@ -226,12 +226,7 @@ fn a_websocket_passes_both_ways_and_its_connection_is_not_parsed() {
     let mut hello = [0; 5];
     client.stream.read_exact(&mut hello).unwrap();
     assert_eq!(&hello, b"hello");
-    for frame in [b"\n\0\n\0", b"\xff\xfe\n\n"] {
-        client.stream.get_mut().write_all(frame).unwrap();
-        let mut echo = [0; 4];
-        client.stream.read_exact(&mut echo).unwrap();
-        assert_eq!(&echo, frame);
-    }
+    client.echoes(&[b"\n\0\n\0", b"\xff\xfe\n\n"]);
     assert_eq!(proxy.totals().tunnels, 1);
     drop(client);
     proxy.until("closed", |totals| totals.tunnels == 0 && totals.open == 0);

@@ -14,6 +14,7 @@ use proximity_table::{
     BackendTarget, Change, Facts, Generation, Intent, Lease, LeaseState, Ledger, ProxySettings, Source,
     Timestamp, Touched, Vhost, VhostPolicy, World,
 };
+use socket2::{Domain, Socket, Type};
 use tokio::sync::watch;
 
 /// Longest wait for anything; a test that gets here fails.
@@ -94,6 +95,7 @@ fn intent(network: &str, port: u16) -> Intent {
 /// A proxy on one data thread.
 pub struct Proxy {
     pub addr: SocketAddr,
+    pub shared: Arc<Shared>,
     counters: Arc<Counters>,
     course: watch::Sender<Course>,
     thread: Option<JoinHandle<()>>,
@@ -108,15 +110,23 @@ impl Proxy {
         let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let addr = listener.local_addr().unwrap();
         let shared = Arc::new(Shared::new(settings, 7, [7; 32]));
-        let plane = DataPlane::new(table.snapshot.clone(), shared, log);
+        let plane = DataPlane::new(table.snapshot.clone(), shared.clone(), log);
         let counters = plane.counters();
         let (course, told) = watch::channel(Course::Serve);
         let thread = std::thread::spawn(move || plane.run(vec![listener], told).unwrap());
-        Proxy { addr, counters, course, thread: Some(thread) }
+        Proxy { addr, shared, counters, course, thread: Some(thread) }
     }
 
     pub fn connect(&self) -> Client {
         Client::new(TcpStream::connect(self.addr).unwrap())
+    }
+
+    /// A client whose address is 127.0.0.`last`.
+    pub fn connect_from(&self, last: u8) -> Client {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), 0)).into()).unwrap();
+        socket.connect(&self.addr.into()).unwrap();
+        Client::new(TcpStream::from(socket))
     }
 
     /// One GET on a connection of its own.
@@ -124,6 +134,11 @@ impl Proxy {
         let mut client = self.connect();
         client.send(&format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
         client.response()
+    }
+
+    /// Milliseconds on the clock of the backends' states.
+    pub fn now_ms(&self) -> u64 {
+        self.shared.millis(std::time::Instant::now())
     }
 
     pub fn totals(&self) -> Totals {
@@ -242,7 +257,7 @@ impl BackendConn {
     /// Reads a request with its body; `None` when the connection ends.
     pub fn request(&mut self) -> Option<Request> {
         let (line, headers) = read_head(&mut self.stream)?;
-        let body = read_body(&mut self.stream, &headers, false);
+        let body = read_body(&mut self.stream, &headers, false).ok()?;
         let request = Request { line, headers, body };
         self.requests.lock().unwrap().push(request.clone());
         Some(request)
@@ -281,8 +296,18 @@ impl Client {
 
     pub fn response(&mut self) -> Response {
         let mut response = self.head();
-        response.body = read_body(&mut self.stream, &response.headers, true);
+        response.body = read_body(&mut self.stream, &response.headers, true).expect("a whole body");
         response
+    }
+
+    /// Sends frames through an upgraded connection, and expects each back before the next.
+    pub fn echoes(&mut self, frames: &[&[u8]]) {
+        for frame in frames {
+            self.stream.get_mut().write_all(frame).unwrap();
+            let mut echo = vec![0; frame.len()];
+            self.stream.read_exact(&mut echo).unwrap();
+            assert_eq!(&echo, frame);
+        }
     }
 
     /// Whether the proxy has closed the connection, with nothing more to read.
@@ -333,17 +358,30 @@ fn read_head(stream: &mut impl BufRead) -> Option<(String, Vec<(String, String)>
     }
 }
 
+/// What comes up to an empty line, as it came.
+pub fn raw_head(stream: &mut impl BufRead) -> String {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(stream.read_line(&mut head).unwrap() > 0, "{head}");
+    }
+    head
+}
+
 pub fn read_line(stream: &mut impl BufRead) -> Option<String> {
     let mut line = Vec::new();
     stream.read_until(b'\n', &mut line).ok().filter(|read| *read > 0)?;
     Some(String::from_utf8(line).unwrap().trim_end().to_owned())
 }
 
-fn read_body(stream: &mut impl BufRead, headers: &[(String, String)], to_end: bool) -> Vec<u8> {
+fn read_body(
+    stream: &mut impl BufRead,
+    headers: &[(String, String)],
+    to_end: bool,
+) -> std::io::Result<Vec<u8>> {
     let mut body = Vec::new();
     if let Some(length) = find(headers, "content-length").first() {
         body.resize(length.parse().unwrap(), 0);
-        stream.read_exact(&mut body).unwrap();
+        stream.read_exact(&mut body)?;
     } else if find(headers, "transfer-encoding") == ["chunked"] {
         while let Some(chunk) = read_chunk(stream).filter(|chunk| !chunk.is_empty()) {
             body.extend(chunk);
@@ -351,7 +389,7 @@ fn read_body(stream: &mut impl BufRead, headers: &[(String, String)], to_end: bo
     } else if to_end {
         let _ = stream.read_to_end(&mut body);
     }
-    body
+    Ok(body)
 }
 
 /// One chunk; empty at the end of the body, `None` when the connection breaks off.
