@@ -5,7 +5,7 @@ use proximity_admin::{HealthView, PathView, VhostView};
 use serde_json::{Map, Value, json};
 
 use crate::cli::VhostCommand;
-use crate::commands::{Asked, Done, escape, text};
+use crate::commands::{Asked, Done, escape, text, warn};
 use crate::setting_rows::{self, plain};
 use crate::{say, vhost_edit};
 
@@ -56,6 +56,7 @@ fn put(asked: &Asked, method: Method, path: &str, body: Map<String, Value>, done
     asked.show(answer, |vhost: VhostView| {
         say!("{done}");
         vhost.notes.iter().for_each(|note| say!("note: {note}"));
+        warn(&vhost.warnings);
     })
 }
 

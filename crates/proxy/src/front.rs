@@ -28,6 +28,8 @@ enum Arrival {
     Head(usize),
     /// The preface of HTTP/2.
     Http2,
+    /// Nothing yet: it was announced too early, as the first of a connection is.
+    Nothing,
     /// Nothing more comes.
     End,
     /// What came is no request, or came too slowly.
@@ -126,6 +128,10 @@ async fn requests(caller: &Caller, watch: &Watch, down: &mut Side) -> Option<Buf
                     Fate::Cut => return None,
                 }
             }
+            Arrival::Nothing => {
+                worker.keep_request_head(head);
+                continue;
+            }
             Arrival::Http2 => return Some(buffer),
             Arrival::End => return None,
             Arrival::Refused(reason) => {
@@ -198,6 +204,8 @@ async fn take_head(
             match down.stream.poll_fill(cx, buffer) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Arrival::End),
                 Poll::Ready(Ok(_)) => {}
+                // An idle client holds no room, and has its own time.
+                Poll::Pending if buffer.is_empty() => return Poll::Ready(Arrival::Nothing),
                 Poll::Pending => {
                     if watch.phase() != Phase::Head {
                         watch.enter(Phase::Head, settings.head_timeout);
