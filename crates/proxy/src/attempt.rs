@@ -12,6 +12,7 @@ use crate::http1::{Delimiter, Length, Method, RequestHead, ResponseHead, Version
 use crate::pool::{Lane, Pool};
 use crate::relay::Stopped;
 use crate::side::{Side, Sink};
+use crate::stream::Stream;
 use crate::up::Up;
 use crate::{Addresses, Reason, write_proxy_header};
 
@@ -65,13 +66,8 @@ impl Exchange<'_, '_, '_> {
         let mut is_first = true;
         loop {
             let is_reused = kept.is_some();
-            let mut up = match kept.take() {
-                Some(stream) => Up::Http1(Side::new(stream, worker.buffers.clone())),
-                None => self.connect(lane).await.map_err(|reason| Failure { reason, unseen: true })?,
-            };
-            if asked.has_left(caller, self.ticket.host, lane.backend()) {
-                return Err(Failure { reason: Reason::BackendLeft, unseen: true });
-            }
+            let reached = self.reach(caller, asked, lane, kept.take()).await;
+            let mut up = reached.map_err(|reason| Failure { reason, unseen: true })?;
             if let (Some(version), Up::Http1(side)) = (announces, &mut up) {
                 let addresses = Addresses { source: caller.peer, destination: caller.local };
                 write_proxy_header(version, side.begin(false), Some(addresses));
@@ -106,8 +102,28 @@ impl Exchange<'_, '_, '_> {
         }
     }
 
+    /// The way to a backend: a kept connection, or else a new one. Whoever waited, before this or for this, may find
+    /// the address in other hands, or nobody there any more.
+    pub async fn reach(
+        &mut self,
+        caller: &Caller,
+        asked: &Asked<'_>,
+        lane: &Lane,
+        kept: Option<Stream>,
+    ) -> Result<Up, Reason> {
+        if asked.has_left(caller, self.ticket.host, lane.backend()) {
+            return Err(Reason::BackendLeft);
+        }
+        let Some(stream) = kept else {
+            let reached = self.connect(lane).await;
+            let has_left = asked.has_left(caller, self.ticket.host, lane.backend());
+            return if has_left { Err(Reason::BackendLeft) } else { reached };
+        };
+        Ok(Up::Http1(Side::new(stream, self.ticket.worker.buffers.clone())))
+    }
+
     /// A new connection to a backend, or a new stream on one.
-    pub async fn connect(&mut self, lane: &Lane) -> Result<Up, Reason> {
+    async fn connect(&mut self, lane: &Lane) -> Result<Up, Reason> {
         let worker = self.ticket.worker;
         let within = self.connect_within();
         if Pool::is_http2(lane) {

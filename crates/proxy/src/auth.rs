@@ -7,7 +7,7 @@ use crate::decide::{Asked, Refusal};
 use crate::exchange::{Exchange, Fate};
 use crate::http1::write::push_field;
 use crate::http1::{Delimiter, Kind, Length, Method, RequestHead};
-use crate::side::{Side, Source};
+use crate::side::Source;
 use crate::ticket::Ticket;
 use crate::up::Up;
 use crate::{Answer, NormalPath, Reason, split_target, with_path};
@@ -81,7 +81,9 @@ impl Exchange<'_, '_, '_> {
                 member.state.met.note_failure(reason, worker.now_ms());
             }
             match reason {
-                Reason::ClientGone | Reason::Stopping | Reason::TotalTimeout => reason.into(),
+                Reason::ClientGone | Reason::Stopping | Reason::TotalTimeout | Reason::BackendLeft => {
+                    reason.into()
+                }
                 _ => Reason::AuthUnavailable.into(),
             }
         };
@@ -91,13 +93,8 @@ impl Exchange<'_, '_, '_> {
         let mut kept = worker.pool.take(lane, false);
         let (mut up, length) = loop {
             let is_reused = kept.is_some();
-            let mut up = match kept.take() {
-                Some(stream) => Up::Http1(Side::new(stream, worker.buffers.clone())),
-                None => self.connect(lane).await.map_err(unavailable)?,
-            };
-            if asked.has_left(caller, self.ticket.host, lane.backend()) {
-                return Err(Reason::BackendLeft.into());
-            }
+            let reached = self.reach(caller, asked, lane, kept.take()).await;
+            let mut up = reached.map_err(unavailable)?;
             if let Up::Http1(side) = &mut up {
                 question(side.begin(false), &auth.path, self.ticket, &uri, asked);
             }

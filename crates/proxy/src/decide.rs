@@ -56,8 +56,9 @@ impl Asked<'_> {
     }
 }
 
-/// Tells for which vhost a request is, and refuses what can be refused without waiting for anybody.
-pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>) -> Result<Asked<'a>, Refusal> {
+/// Tells for which vhost a request is, and refuses what can be refused without waiting for anybody. One that waited and
+/// is decided anew was counted already (`is_first`).
+pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>, is_first: bool) -> Result<Asked<'a>, Refusal> {
     let (written, target) = host::target(ticket.head, ticket.bytes)?;
     // RFC 9112 §3.2.2: the host of an absolute target takes the place of the field's.
     ticket.host = written;
@@ -67,17 +68,17 @@ pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>) -> Result<Asked<'
         ticket.log_prefix = Cow::Owned(client_fields(caller.peer, origin.client));
     }
     let (shared, settings) = (&ticket.worker.shared, ticket.worker.settings());
-    if let Some(rate) = settings.client_rate {
+    if let Some(rate) = settings.client_rate.filter(|_| is_first) {
         shared.rates.take(EVERYWHERE, ticket.client, rate, shared.millis(ticket.start))?;
     }
     let generation = ticket.worker.generation();
     let site = ticket.worker.site(written)?;
     ticket.site = Some(site.clone());
     let identity = caller.identity(origin.as_ref(), written, site.request_edits.as_ref());
-    if ticket.head.ambiguous > 0 {
+    if ticket.head.ambiguous > 0 && is_first {
         ticket.worker.counters.stopped_by(Reason::HeaderName, u64::from(ticket.head.ambiguous));
     }
-    if let Some(rate) = site.rate {
+    if let Some(rate) = site.rate.filter(|_| is_first) {
         shared.rates.take(site.scope, ticket.client, rate, shared.millis(ticket.start))?;
     }
     if let Some(access) = &site.access {

@@ -18,7 +18,7 @@ use crate::site::{Place, Ways};
 use crate::ticket::Ticket;
 use crate::tunnel::Switch;
 use crate::watch::{Phase, Signal, Watch};
-use crate::{Reason, reply};
+use crate::{Passage, Reason, reply};
 
 /// How often it is decided where a request goes whose app moves while it waits.
 const MOST_DECISIONS: u32 = 4;
@@ -60,7 +60,7 @@ pub async fn answer(
     down.expect_request_body(head.length);
     let mut decisions = 1;
     let fate = loop {
-        let fate = match decide(caller, &mut ticket) {
+        let fate = match decide(caller, &mut ticket, decisions == 1) {
             Ok(asked) => {
                 let timeouts = asked.site.policy().timeouts;
                 let upload = Relay::of_request(asked.body_limit)
@@ -77,7 +77,10 @@ pub async fn answer(
         };
         match fate {
             // The request waited, and meanwhile the address became somebody else's: nothing of it was sent.
-            Err(Refusal { reason: Reason::BackendLeft, .. }) if decisions < MOST_DECISIONS => decisions += 1,
+            Err(Refusal { reason: Reason::BackendLeft, .. }) if decisions < MOST_DECISIONS => {
+                ticket.lane = None;
+                decisions += 1;
+            }
             fate => break fate,
         }
     };
@@ -128,6 +131,7 @@ impl Exchange<'_, '_, '_> {
         let repeatable = head.length == Length::None && head.method.is_idempotent();
         let turn = site.next_turn();
         let mut failure = Reason::BackendRefused;
+        let mut has_waited = false;
         let mut tried = Tried::default();
         let mut attempts = site.policy().retries.attempts;
         let mut now_ms = worker.shared.millis(self.ticket.start);
@@ -138,8 +142,17 @@ impl Exchange<'_, '_, '_> {
             let chosen = match choose(&ways.members, &site.rules, &ask) {
                 Choice::Chosen(chosen) => chosen,
                 Choice::Full(index) => {
-                    let chosen = self.wait_for(index, asked, ways).await?;
+                    let mut chosen = self.wait_for(index, asked, ways).await?;
                     now_ms = worker.now_ms();
+                    let state = &ways.members[index].state;
+                    // It may have been paused meanwhile, and others not.
+                    match state.claim(now_ms, site.rules.pause_ms) {
+                        Passage::Paused if ways.members.len() > 1 && !has_waited => {
+                            has_waited = true;
+                            continue;
+                        }
+                        passage => chosen.trial = passage == Passage::Trial || state.is_suspect(),
+                    }
                     chosen
                 }
                 Choice::Nobody => return Err(failure.into()),

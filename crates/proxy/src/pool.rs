@@ -11,6 +11,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use proximity_table::{BackendKey, BackendProtocol, BackendTls, Service};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use crate::http2::connection;
 use crate::peers::Patience;
@@ -69,9 +70,38 @@ pub struct Lane {
     kept: RefCell<Vec<Kept>>,
     /// Connections that carry many requests at a time.
     shared: RefCell<Vec<Sender>>,
+    /// How many more of them are being opened.
+    opening: Cell<usize>,
+    /// Notified when one of those was opened, or could not be.
+    opened: Notify,
     /// Kept connections of all lanes.
     total: Rc<Cell<usize>>,
     used: Cell<u32>,
+}
+
+/// What a request finds that wants a place on an HTTP/2 connection.
+enum Share<'a> {
+    Has(Sender),
+    MayOpen(Opening<'a>),
+    /// As many as may be are being opened, and none is open.
+    MustWait,
+}
+
+/// An HTTP/2 connection that is being opened.
+struct Opening<'a>(&'a Lane);
+
+impl Opening<'_> {
+    fn begin(lane: &Lane) -> Opening<'_> {
+        lane.opening.set(lane.opening.get() + 1);
+        Opening(lane)
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.0.opening.set(self.0.opening.get() - 1);
+        self.0.opened.notify_waiters();
+    }
 }
 
 /// A place for one request on an HTTP/2 connection to a backend.
@@ -126,6 +156,8 @@ impl Pool {
                 host: key.backend.addr.to_string(),
                 kept: RefCell::default(),
                 shared: RefCell::default(),
+                opening: Cell::default(),
+                opened: Notify::new(),
                 total: self.kept.clone(),
                 used: Cell::new(0),
             })
@@ -189,17 +221,16 @@ impl Pool {
     /// A place for one more request on an HTTP/2 connection to a backend.
     pub async fn sender(&self, lane: &Lane, within: Duration) -> Result<Sender, Reason> {
         lane.used.set(self.ticks.now());
-        let now = &mut Context::from_waker(Waker::noop());
-        {
-            let mut shared = lane.shared.borrow_mut();
-            shared.retain_mut(|sender| !matches!(sender.requests.poll_ready(now), Poll::Ready(Err(_))));
-            let all_in_use = shared.len() >= MOST_SHARED;
-            let found = shared.iter().find(|sender| sender.is_free() || all_in_use);
-            if let Some(sender) = found {
-                self.counters.upstream_reused();
-                return Ok(Sender { is_reused: true, ..sender.clone() });
+        let _opening = loop {
+            match self.share(lane) {
+                Share::Has(sender) => return Ok(sender),
+                Share::MayOpen(opening) => break opening,
+                Share::MustWait => {
+                    let opened = tokio::time::timeout(within, lane.opened.notified());
+                    opened.await.map_err(|_| Reason::BackendTimedOut)?;
+                }
             }
-        }
+        };
         let stream = self.connect(lane, within).await?;
         let opening = tokio::time::timeout(within, connection::open(stream));
         let requests =
@@ -207,6 +238,25 @@ impl Pool {
         let sender = Sender { requests, in_use: Rc::new(()), is_reused: false };
         lane.shared.borrow_mut().push(sender.clone());
         Ok(sender)
+    }
+
+    /// One of the HTTP/2 connections that are open: one that takes another request, or when there may be no more of
+    /// them, the one with the fewest.
+    fn share<'a>(&self, lane: &'a Lane) -> Share<'a> {
+        let mut shared = lane.shared.borrow_mut();
+        let now = &mut Context::from_waker(Waker::noop());
+        shared.retain_mut(|sender| !matches!(sender.requests.poll_ready(now), Poll::Ready(Err(_))));
+        let is_full = shared.len() + lane.opening.get() >= MOST_SHARED;
+        let free = shared.iter().find(|sender| sender.is_free());
+        let fewest = || shared.iter().min_by_key(|sender| Rc::strong_count(&sender.in_use));
+        match free.or_else(|| is_full.then(fewest).flatten()) {
+            Some(sender) => {
+                self.counters.upstream_reused();
+                Share::Has(Sender { is_reused: true, ..sender.clone() })
+            }
+            None if is_full => Share::MustWait,
+            None => Share::MayOpen(Opening::begin(lane)),
+        }
     }
 
     /// Keeps a connection whose answer is complete.

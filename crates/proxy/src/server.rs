@@ -167,6 +167,10 @@ async fn flush(worker: Rc<Worker>) {
 
 impl Worker {
     fn admit(self: &Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
+        if self.connections.borrow().is_empty() {
+            // Nobody kept the time while nobody was here.
+            self.clock.adjust();
+        }
         self.follow_settings();
         let settings = self.settings();
         if self.connections.borrow().len() >= settings.max_connections as usize {

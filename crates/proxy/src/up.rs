@@ -105,11 +105,18 @@ impl Up {
 
     /// Passes over the head, to the body that ends there.
     pub fn pass_head(&mut self, length: usize, delimiter: Delimiter) {
-        if let Up::Http1(side) = self {
-            if let Some(input) = &mut side.input {
-                input.consume(length);
+        match self {
+            Up::Http1(side) => {
+                if let Some(input) = &mut side.input {
+                    input.consume(length);
+                }
+                side.expect_response_body(delimiter);
             }
-            side.expect_response_body(delimiter);
+            // RFC 9110 §6.4.1: 204 and 304 have no body. Octets behind one would be the client's next answer.
+            Up::Http2(http2) if delimiter == Delimiter::None => {
+                http2.incoming.iter_mut().for_each(Incoming::expect_nothing);
+            }
+            Up::Http2(_) => {}
         }
     }
 
@@ -188,13 +195,13 @@ impl Http2 {
         let Some(answer) = &mut self.answer else { return Poll::Ready(Err(Reason::BackendBroke)) };
         self.bytes.clear();
         if let Poll::Ready(Some(Ok(interim))) = answer.poll_informational(cx) {
-            message::take_response(&interim.into_parts().0, true, method, response, &mut self.bytes);
+            message::take_response(&interim.into_parts().0, true, method, response, &mut self.bytes)?;
             return Poll::Ready(Ok(self.bytes.len()));
         }
         match ready!(Pin::new(answer).poll(cx)) {
             Ok(whole) => {
                 let (parts, body) = whole.into_parts();
-                message::take_response(&parts, body.is_end_stream(), method, response, &mut self.bytes);
+                message::take_response(&parts, body.is_end_stream(), method, response, &mut self.bytes)?;
                 self.incoming = Some(Incoming::new(body));
                 self.answer = None;
                 Poll::Ready(Ok(self.bytes.len()))

@@ -26,6 +26,12 @@ impl Incoming {
         Incoming { is_over: stream.is_end_stream(), stream, chunk: Bytes::new(), trailers: Vec::new() }
     }
 
+    /// Takes it that there is no body. What comes all the same is not read: the stream is reset when this is dropped.
+    pub fn expect_nothing(&mut self) {
+        self.chunk.clear();
+        self.is_over = true;
+    }
+
     /// Octets that are there; 0 when the body is over.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Cut>> {
         while self.chunk.is_empty() && !self.is_over {

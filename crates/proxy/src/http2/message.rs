@@ -21,6 +21,10 @@ pub fn take_request(
     head.method_text = spans.push(parts.method.as_str().as_bytes());
     head.method = Method::of(parts.method.as_str().as_bytes());
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    // As over HTTP/1 (RFC 9112 §3.2): what goes on to a backend is written in its request line.
+    if !target.bytes().all(|octet| octet.is_ascii_graphic()) {
+        return Err(Reason::Malformed);
+    }
     head.target = spans.push(target.as_bytes());
     head.fields.clear();
     let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
@@ -109,6 +113,9 @@ pub fn request(head: &RequestHead, bytes: &[u8], onward: &Onward<'_>) -> Option<
     if head.takes_trailers {
         headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
     }
+    if head.expects_continue {
+        headers.insert(http::header::EXPECT, HeaderValue::from_static("100-continue"));
+    }
     append_lines(headers, onward.identity);
     for (name, value) in onward.granted.iter().filter(|(_, value)| !value.is_empty()) {
         append(headers, name.as_bytes(), value);
@@ -126,7 +133,7 @@ pub fn take_response(
     method: Method,
     head: &mut ResponseHead,
     bytes: &mut Vec<u8>,
-) {
+) -> Result<(), Reason> {
     let mut spans = Spans { bytes };
     head.status = parts.status.as_u16();
     head.version = Version::Http2;
@@ -141,15 +148,16 @@ pub fn take_response(
             kind,
         });
     }
-    let is_empty = head.understand(bytes, method).is_err();
+    head.understand(bytes, method).map_err(|_| Reason::BackendNonsense)?;
     head.keep_alive = true;
     head.delimiter = match head.delimiter {
-        _ if is_over || is_empty => Delimiter::None,
+        _ if is_over => Delimiter::None,
         Delimiter::Known(octets) => Delimiter::Known(octets),
         Delimiter::None => Delimiter::None,
         // The end of the stream is the end of the body.
         Delimiter::Chunked | Delimiter::Close => Delimiter::Chunked,
     };
+    Ok(())
 }
 
 /// Field lines with their ends as fields.

@@ -2,8 +2,8 @@
 
 use std::future::poll_fn;
 use std::net::SocketAddrV4;
-use std::sync::Mutex;
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,10 +11,15 @@ use http::{Request, Response};
 use proximity_proxy::Reason;
 use proximity_table::{BackendProtocol, Vhost};
 
-use crate::frames::{ENHANCE_YOUR_CALM, FrameBackend, HEADERS, NO_ERROR};
+use crate::frames::{
+    DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, FrameBackend, HEADERS, NO_ERROR, SETTINGS,
+};
 use crate::http2::{connect, exchange, get, run};
 use crate::scripts::h2c;
 use crate::support::{Backend, Client, PATIENCE, Proxy, Table, vhost};
+
+/// HTTP/2 connections that the proxy opens to one backend.
+const MOST_SHARED: usize = 8;
 
 fn speaking_h2c(addr: SocketAddrV4) -> Vhost {
     Vhost { protocol: BackendProtocol::H2c, ..vhost("wiki", &[addr]) }
@@ -86,6 +91,59 @@ fn a_backend_that_always_says_goodbye_is_not_asked_for_ever() {
     let proxy = Proxy::start(&Table::of(vec![speaking_h2c(backend.addr)]));
     assert_eq!(ask(&proxy, "GET").response().status, 502);
     assert_eq!((backend.accepted(), proxy.count(Reason::BackendBroke)), (2, 1));
+}
+
+// RFC 9110 §6.4.1: "All 1xx (Informational), 204 (No Content), and 304 (Not Modified) responses do not include
+// content."
+#[test]
+fn what_comes_behind_an_answer_without_a_body_goes_nowhere() {
+    // `:status: 204` and `:status: 304` of the static table (RFC 7541 appendix A).
+    for (status, indexed) in [(204, 0x89), (304, 0x8b)] {
+        let backend = FrameBackend::script(move |_, mut peer| {
+            let bad = peer.until(HEADERS).unwrap().stream;
+            peer.send(HEADERS, END_HEADERS, bad, &[indexed]);
+            peer.send(DATA, END_STREAM, bad, b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\ninjected");
+            while let Some(request) = peer.until(HEADERS) {
+                peer.answer(request.stream, "its own");
+            }
+        });
+        let proxy = Proxy::start(&Table::of(vec![speaking_h2c(backend.addr)]));
+        let mut client = ask(&proxy, "GET");
+        assert_eq!(client.head().status, status);
+        client.send("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\n\r\n");
+        assert_eq!(client.response().text(), "its own", "{status}");
+    }
+}
+
+#[test]
+fn requests_spread_over_the_connections_that_are_open() {
+    let (arrived, arrivals) = channel();
+    let (release, released) = channel::<()>();
+    let (arrived, released) = (Mutex::new(arrived), Arc::new(Mutex::new(released)));
+    let backend = FrameBackend::script(move |number, mut peer| {
+        // SETTINGS_MAX_CONCURRENT_STREAMS (RFC 9113 §6.5.2): one request at a time.
+        peer.send(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 1]);
+        while let Some(request) = peer.until(HEADERS) {
+            arrived.lock().unwrap().send(number).unwrap();
+            released.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+            peer.answer(request.stream, "done");
+        }
+    });
+    let proxy = Proxy::start(&Table::of(vec![speaking_h2c(backend.addr)]));
+    let burst = |requests: usize| {
+        let mut clients: Vec<Client> = (0..requests).map(|_| ask(&proxy, "GET")).collect();
+        let at_once = requests.min(backend.accepted());
+        let mut used: Vec<usize> = (0..at_once).map(|_| arrivals.recv_timeout(PATIENCE).unwrap()).collect();
+        (0..requests).for_each(|_| release.send(()).unwrap());
+        clients.iter_mut().for_each(|client| assert_eq!(client.response().text(), "done"));
+        while arrivals.try_recv().is_ok() {}
+        used.sort_unstable();
+        used
+    };
+    burst(3 * MOST_SHARED);
+    let open = backend.accepted();
+    assert!((2..=MOST_SHARED).contains(&open), "{open}");
+    assert_eq!(burst(open), (0..open).collect::<Vec<_>>(), "each carries one");
 }
 
 /// A client over HTTP/2, with what comes before its answer.
