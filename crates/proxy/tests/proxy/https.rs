@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 
 use proximity_proxy::Reason;
-use proximity_table::{BackendProtocol, BackendTls, Vhost};
+use proximity_table::{BackendProtocol, BackendTarget, BackendTls, Vhost};
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -118,6 +118,29 @@ fn a_self_signed_backend_is_taken_and_its_connection_kept() {
         assert_eq!(proxy.get("wiki.prox.local", "/").text(), "secret");
     }
     assert_eq!(backend.accepted.load(SeqCst), 1);
+}
+
+#[test]
+fn what_one_vhost_asks_of_a_certificate_is_not_held_against_the_backend() {
+    let backend = answering();
+    let strict = BackendTls { verify: true, ..BackendTls::default() };
+    let strict = Vhost {
+        app_name: "strict".parse().unwrap(),
+        hostname: "strict.prox.local".parse().unwrap(),
+        aliases: Vec::new(),
+        ..https(backend.addr, strict)
+    };
+    // Were the first backend paused, the second would get every request.
+    let mut both = https(backend.addr, BackendTls::default());
+    both.backends.push(BackendTarget::Address(answering().addr));
+    let proxy = Proxy::start(&Table::of(vec![strict, both]));
+    for _ in 0..20 {
+        assert_eq!(proxy.get("strict.prox.local", "/").status, 502);
+    }
+    for _ in 0..4 {
+        assert_eq!(proxy.get("wiki.prox.local", "/").text(), "secret");
+    }
+    assert_eq!(backend.names.try_iter().count(), 1, "its turn came, on one kept connection");
 }
 
 #[test]
