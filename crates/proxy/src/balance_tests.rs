@@ -86,6 +86,18 @@ fn random_two_is_nearly_even_and_never_takes_the_worst() {
     assert!(shares.iter().sum::<usize>() == 4000);
 }
 
+/// Of three pairs the idlest wins two and the middle one the third. Whoever compared all three would leave the middle
+/// one without any, and who compared none would send the busiest some.
+#[test]
+fn random_two_compares_two_and_not_all() {
+    let members = members(3);
+    let _busy: Vec<_> = [1, 2, 2].map(|at: usize| members[at].state.enter(0).unwrap()).into();
+    let shares = shares(&members, &rules(Balance::RandomTwo), 3000);
+    assert!((1850..2150).contains(&shares[0]), "{shares:?}");
+    assert!((850..1150).contains(&shares[1]), "{shares:?}");
+    assert_eq!(shares[2], 0);
+}
+
 #[test]
 fn a_backend_that_starts_slowly_gets_less() {
     let members = members(2);

@@ -51,14 +51,18 @@ impl Coding {
         if request.method == Method::Head || response.delimiter == Delimiter::None {
             return None;
         }
-        let mut accepted = request.values(Kind::AcceptEncoding, bytes).flat_map(tokens);
-        let mut best = None;
-        accepted.by_ref().for_each(|token| match coding(token) {
-            Some(Coding::Zstd) => best = Some(Coding::Zstd),
-            Some(Coding::Gzip) => best = best.or(Some(Coding::Gzip)),
-            None => {}
-        });
-        best
+        let (mut zstd, mut gzip, mut identity) = (0, 0, 0);
+        for element in request.values(Kind::AcceptEncoding, bytes).flat_map(tokens) {
+            let (name, weight) = weighted(element);
+            for (known, best) in [("zstd", &mut zstd), ("gzip", &mut gzip), ("identity", &mut identity)] {
+                if name.eq_ignore_ascii_case(known.as_bytes()) {
+                    *best = weight.max(*best);
+                }
+            }
+        }
+        // What weighs the same is ours to choose.
+        let (coding, weight) = if zstd >= gzip { (Coding::Zstd, zstd) } else { (Coding::Gzip, gzip) };
+        (weight > 0 && weight >= identity).then_some(coding)
     }
 
     /// Field lines for a response with this coding. A strong validator would promise the same octets.
@@ -134,20 +138,28 @@ pub fn vary(response: &ResponseHead, bytes: &[u8]) -> Option<Vec<u8>> {
     Some(line)
 }
 
-/// The coding that an element of `Accept-Encoding` names, unless it is refused by `q=0`.
-fn coding(element: &[u8]) -> Option<Coding> {
+/// An element of `Accept-Encoding` and how much it is wanted, in thousandths (RFC 9110 §12.4.2). What is no weight
+/// counts as none.
+fn weighted(element: &[u8]) -> (&[u8], u32) {
     let mut parts = element.split(|&byte| byte == b';').map(<[u8]>::trim_ascii);
-    let name = parts.next()?;
-    let is_refused = parts.any(|part| {
-        let value = part.strip_prefix(b"q=").or_else(|| part.strip_prefix(b"Q="));
-        value.is_some_and(|value| value.iter().all(|byte| matches!(byte, b'0' | b'.')))
-    });
-    match name {
-        _ if is_refused => None,
-        name if name.eq_ignore_ascii_case(b"zstd") => Some(Coding::Zstd),
-        name if name.eq_ignore_ascii_case(b"gzip") => Some(Coding::Gzip),
-        _ => None,
+    let name = parts.next().unwrap_or_default();
+    let value = parts.find_map(|part| part.strip_prefix(b"q=").or_else(|| part.strip_prefix(b"Q=")));
+    (name, value.map_or(1000, |value| thousandths(value).unwrap_or(0)))
+}
+
+/// `0.25` as 250; at most three decimals and 1.
+fn thousandths(value: &[u8]) -> Option<u32> {
+    let (&whole, rest) = value.split_first()?;
+    let decimals = if rest.is_empty() { rest } else { rest.strip_prefix(b".")? };
+    if decimals.len() > 3 {
+        return None;
     }
+    let mut sum = 0;
+    for at in 0..4 {
+        let digit = if at == 0 { whole } else { decimals.get(at - 1).copied().unwrap_or(b'0') };
+        sum = sum * 10 + char::from(digit).to_digit(10)?;
+    }
+    (sum <= 1000).then_some(sum)
 }
 
 /// Whether content of a type gets shorter. Events are not held back for it.
@@ -384,6 +396,27 @@ mod tests {
             "HTTP/1.1 304 Not Modified\r\nContent-Type: text/html\r\n\r\n",
         ] {
             assert_eq!(chosen("gzip", head), None, "{head}");
+        }
+    }
+
+    // RFC 9110 §12.5.3: "If multiple content codings are acceptable, the acceptable content coding with the highest
+    // non-zero qvalue is preferred" as §12.4.2 weighs them.
+    #[test]
+    fn the_coding_that_weighs_most_is_taken() {
+        let html = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 5000\r\n\r\n";
+        for (accept, coding) in [
+            ("gzip;q=1, zstd;q=0.1", Some(Coding::Gzip)),
+            ("zstd;q=0.1, gzip; q=1.000", Some(Coding::Gzip)),
+            ("gzip;q=0.5, zstd;q=0.501", Some(Coding::Zstd)),
+            ("gzip;q=0.5, ZSTD;Q=0.5", Some(Coding::Zstd)),
+            ("zstd;q=0, gzip;q=0.001", Some(Coding::Gzip)),
+            ("zstd;q=0.000, gzip;q=0.", None),
+            ("identity, gzip;q=0.9, zstd;q=0.9", None),
+            ("identity;q=0.5, gzip;q=0.5", Some(Coding::Gzip)),
+            ("gzip;q=0.1234, zstd;q=2, br", None),
+            ("gzip;q=, zstd;q=-1", None),
+        ] {
+            assert_eq!(chosen(accept, html), coding, "{accept}");
         }
     }
 

@@ -2,7 +2,7 @@ use std::future::poll_fn;
 use std::net::IpAddr;
 use std::task::{Poll, ready};
 
-use proximity_table::{Redirect, Route, World};
+use proximity_table::{Redirect, Route, Verdict, World};
 
 use crate::decide::Refusal;
 use crate::down::{Down, OwnAnswer};
@@ -111,14 +111,60 @@ fn seen(route: &Route) -> Option<String> {
     })
 }
 
+/// The first apps by name, each by the name that it is mainly known by and that leads to it.
 fn apps(world: &World) -> Vec<AppLink> {
-    let mut apps: Vec<AppLink> = world
-        .routes
-        .values()
-        .take(MOST_LISTED)
-        .map(|route| AppLink { name: route.app.to_string(), host: route.hostname.to_string() })
-        .collect();
+    let named = world.routes.iter().filter(|(name, route)| {
+        !route.hostname.is_wildcard()
+            && route.verdict() != Verdict::Disabled
+            && route.hostname.to_string().as_str() == &***name
+    });
+    let mut apps: Vec<AppLink> =
+        named.map(|(name, route)| AppLink { name: route.app.to_string(), host: name.to_string() }).collect();
     apps.sort();
-    apps.dedup();
+    apps.truncate(MOST_LISTED);
     apps
+}
+
+#[cfg(test)]
+mod tests {
+    use proximity_config::Config;
+    use proximity_table::{Change, Facts, Generation, Ledger, Source, Touched, Vhost};
+
+    use super::*;
+
+    fn vhost(app: &str, hostname: &str) -> Vhost {
+        let backend = proximity_table::BackendTarget::Address("10.20.0.5:80".parse().unwrap());
+        Vhost::new(app.parse().unwrap(), hostname.parse().unwrap(), vec![backend])
+    }
+
+    fn listed(vhosts: Vec<Vhost>) -> Vec<String> {
+        let mut facts = Facts::new(Config::default().intent, Ledger::default());
+        for vhost in vhosts {
+            facts.apply(Change::Vhost(Source::Api, vhost.into()), &mut Touched::default());
+        }
+        let world = World::derive(facts, Generation(1));
+        apps(&world).into_iter().map(|app| format!("{} {}", app.name, app.host)).collect()
+    }
+
+    #[test]
+    fn apps_are_listed_by_their_main_names_and_only_where_a_link_leads_somewhere() {
+        let mut wiki = vhost("wiki", "wiki.prox.local");
+        wiki.aliases = ["a.example.org", "*.wiki.prox.local"].map(|alias| alias.parse().unwrap()).into();
+        let mut off = vhost("off", "off.prox.local");
+        off.enabled = false;
+        let all = vec![wiki, vhost("any", "*.any.prox.local"), off, vhost("db", "db.prox.local")];
+        assert_eq!(listed(all), ["db db.prox.local", "wiki wiki.prox.local"]);
+    }
+
+    #[test]
+    fn of_too_many_apps_the_first_by_name_are_listed() {
+        let many = (0..MOST_LISTED + 50).rev().map(|at| {
+            let mut one = vhost(&format!("app-{at:03}"), &format!("app-{at:03}.prox.local"));
+            one.aliases = vec![format!("aaa-{at:03}.example.org").parse().unwrap()];
+            one
+        });
+        let listed = listed(many.collect());
+        let first: Vec<_> = (0..MOST_LISTED).map(|at| format!("app-{at:03} app-{at:03}.prox.local")).collect();
+        assert_eq!(listed, first);
+    }
 }
