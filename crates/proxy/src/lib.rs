@@ -1,10 +1,11 @@
 //! Reverse proxy: Host to vhost to backend, health, pages and access log.
 //!
 //! The pure modules decide (`http1`, `host`, `path`, `balance`, `access_rules`, `basic_auth`, `forwarded`, `pages`,
-//! `health`, `targets`, `access`, `escape`); the shells move bytes (`server`, `front`, `exchange`, `relay`, `side`,
-//! `stream`, `pool`, `prober`, `probe_exchange`, `peers`) and log lines (`access_writer`, `access_file`, `access_shelf`, `free_space`). A data thread owns its listeners, its upstream
-//! connections and its log buffer, and reads one world per request; it shares nothing that it would have to
-//! lock.
+//! `health`, `targets`, `access`, `escape`). The shells move bytes: `server` admits connections, `front` reads requests,
+//! `decide` says where they go by the `site` of their host, `exchange` carries them through `attempt` and `delivery`,
+//! over `side`, `stream`, `http2`, `relay`, `pool`, `tls` and `tunnel`; `prober` and `probe_exchange` look at backends,
+//! `access_writer`, `access_file` and `access_shelf` keep logs. A data thread (`worker`) owns its listeners, its upstream
+//! connections and its log buffer, and reads one world per request; it shares nothing that it would have to lock.
 //!
 //! Ports that are forwarded by the proxy are beside that: `stream_forwards` opens and closes them as worlds come,
 //! `stream_thread` serves them on each data thread, `stream_tcp`, `stream_pair` and `stream_udp` carry, and the

@@ -164,7 +164,8 @@ mod tests {
             one
         });
         let listed = listed(many.collect());
-        let first: Vec<_> = (0..MOST_LISTED).map(|at| format!("app-{at:03} app-{at:03}.prox.local")).collect();
+        let first: Vec<_> =
+            (0..MOST_LISTED).map(|at| format!("app-{at:03} app-{at:03}.prox.local")).collect();
         assert_eq!(listed, first);
     }
 }
