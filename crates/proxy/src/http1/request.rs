@@ -173,8 +173,9 @@ impl RequestHead {
         self.upgrade = self.upgrade.filter(|protocol| {
             let is_h2c =
                 |token: &[u8]| token.get(..3).is_some_and(|begin| begin.eq_ignore_ascii_case(b"h2c"));
-            let is_alone = self.version == Version::Http11 && self.length == Length::None;
-            names_upgrade && is_alone && !tokens(protocol.in_(head)).any(is_h2c)
+            // RFC 9110 §7.8 lets it have a body, behind which the new protocol begins. Nobody asks so in chunks.
+            let may_change = self.version == Version::Http11 && self.length != Length::Chunked;
+            names_upgrade && may_change && !tokens(protocol.in_(head)).any(is_h2c)
         });
         if names_others && !mark_named_by_connection(&mut self.fields, head) {
             return Err(Reason::Malformed);
@@ -402,6 +403,18 @@ mod tests {
         assert!(with("Connection: keep-alive, Upgrade\r\nUpgrade: websocket").unwrap().upgrade.is_some());
         assert_eq!(with("Connection: keep-alive\r\nUpgrade: websocket").unwrap().upgrade, None);
         assert_eq!(with("Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c").unwrap().upgrade, None);
+    }
+
+    // RFC 9110 §7.8: "A client cannot begin using an upgraded protocol on the connection until it has completely sent
+    // the request message".
+    #[test]
+    fn an_upgrade_may_have_a_body_of_known_length() {
+        let upgrade =
+            |more: &str| with(&format!("Connection: Upgrade\r\nUpgrade: tcp\r\n{more}")).unwrap().upgrade;
+        assert!(upgrade("Content-Length: 5").is_some());
+        assert_eq!(upgrade("Transfer-Encoding: chunked"), None);
+        let old = "POST / HTTP/1.0\r\nContent-Length: 5\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
+        assert_eq!(parse(old).unwrap().unwrap().upgrade, None);
     }
 
     #[test]

@@ -410,6 +410,53 @@ fn a_refused_upgrade_is_an_answer_as_any_other() {
     assert_eq!(proxy.totals().tunnels, 0);
 }
 
+// RFC 9110 §7.8: "A client cannot begin using an upgraded protocol on the connection until it has completely sent the
+// request message". Docker's attach and exec ask with a body for a protocol that they call tcp.
+#[test]
+fn an_upgrade_may_have_a_body_and_begins_behind_it() {
+    const TCP: &str = "Connection: Upgrade\r\nUpgrade: tcp\r\n";
+    let (heard, tape) = signal();
+    let heard = Mutex::new(heard);
+    let backend = Backend::script(move |mut conn| {
+        let request = conn.request().unwrap();
+        assert_eq!((request.header("upgrade"), request.header("connection")), (vec!["tcp"], vec!["upgrade"]));
+        heard.lock().unwrap().send(request.body).unwrap();
+        conn.write("HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n");
+        let mut octets = [0; 4];
+        while conn.stream.read_exact(&mut octets).is_ok() {
+            conn.stream.get_mut().write_all(&octets).unwrap();
+        }
+    });
+    let proxy = proxy(&backend);
+    // In one piece with its head, in several, and with the first octets of the new protocol right behind it. The last
+    // body is long enough to move inside the kernel.
+    let long = "x".repeat(300_000);
+    let cases = [
+        ("{\"Tty\":true}", "", ""),
+        ("{\"Tty\"", ":true}", ""),
+        ("{\"Tty\"", ":true}", "ping"),
+        ("", &long, "GET "),
+    ];
+    for (number, (first, second, early)) in cases.into_iter().enumerate() {
+        let mut client = proxy.connect();
+        let fields = format!("{TCP}Content-Length: {}\r\n", first.len() + second.len());
+        send(&mut client, "POST /exec/1/start", &fields, first);
+        if !second.is_empty() {
+            // The head goes on before the body is whole.
+            proxy.until("asked", |_| backend.accepted() > number);
+            client.send(&format!("{second}{early}"));
+        }
+        assert_eq!(client.head().status, 101);
+        assert!(wait(&tape) == format!("{first}{second}").as_bytes());
+        let mut echo = vec![0; early.len()];
+        client.stream.read_exact(&mut echo).unwrap();
+        assert_eq!(echo, early.as_bytes());
+        client.echoes(&[b"\n\0\n\0", b"GET ", b"0\r\n\r"]);
+        drop(client);
+        proxy.until("closed", |totals| totals.tunnels == 0 && totals.open == 0);
+    }
+}
+
 #[test]
 fn nobody_gets_a_tunnel_who_did_not_ask_for_one() {
     let backend = Backend::script(|mut conn| {
@@ -424,8 +471,11 @@ fn nobody_gets_a_tunnel_who_did_not_ask_for_one() {
         assert_eq!(client.response().status, 502, "{fields:?}");
     }
     // Nor does one whose request is not through.
-    let mut client = proxy.connect();
-    send(&mut client, "POST /ws", &format!("Content-Length: 100\r\n{UPGRADE}"), "some");
-    assert_eq!(client.response().status, 502);
-    assert_eq!(proxy.count(Reason::BackendNonsense), 4);
+    for length in ["Content-Length: 100\r\n", "Transfer-Encoding: chunked\r\n"] {
+        let mut client = proxy.connect();
+        send(&mut client, "POST /ws", &format!("{length}{UPGRADE}"), "4\r\nsome\r\n");
+        assert_eq!(client.response().status, 502, "{length:?}");
+        assert!(client.is_closed(), "what follows {length:?} is no request");
+    }
+    assert_eq!(proxy.count(Reason::BackendNonsense), 5);
 }
