@@ -191,8 +191,8 @@ fn name(world: &World, app: &App, by_default: Option<&str>) -> Vec<StepView> {
 /// The address of a name in our DNS.
 fn address(world: &World, name: &Name) -> Option<Ipv4Addr> {
     let node = world.zones.node(name.as_wire())?;
-    let rrset = node.rrsets.iter().find(|rrset| rrset.rtype == RecordType::A.code())?;
-    rrset.rdata.iter().find_map(|data| <[u8; 4]>::try_from(&**data).ok()).map(Ipv4Addr::from)
+    let rrset = node.rrsets().find(|rrset| rrset.rtype == RecordType::A.code())?;
+    rrset.rdata().find_map(|data| <[u8; 4]>::try_from(data).ok()).map(Ipv4Addr::from)
 }
 
 #[cfg(test)]

@@ -254,7 +254,8 @@ impl RecordView {
             }));
         }
         for (name, node) in world.zones.iter() {
-            for rrset in &node.rrsets {
+            let Some(name) = Name::from_wire(name) else { continue };
+            for rrset in node.rrsets() {
                 let derived = |rtype: RecordType| {
                     rrset.rtype == rtype.code() && !intent.records.contains_key(&(name.clone(), rtype))
                 };
@@ -270,7 +271,7 @@ impl RecordView {
                     continue;
                 };
                 let leased = rrset.expires != Timestamp::NEVER;
-                views.extend(rrset.rdata.iter().filter_map(|data| text(data)).map(|value| RecordView {
+                views.extend(rrset.rdata().filter_map(text).map(|value| RecordView {
                     name: name.to_string(),
                     rtype: rtype.to_string(),
                     value,

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use proximity_table::{Apex, Node, RRset, Timestamp, World, Zones};
+use proximity_table::{Apex, NodeRef, RRsetRef, Timestamp, World, Zones};
 
 use crate::query::{DropReason, Edns, Malformed, Query, Unanswerable};
 use crate::reply::{OUR_UDP_SIZE, Place, QUESTION, Rcode, Reply, Section, bare};
@@ -155,7 +155,7 @@ enum End<'a> {
 }
 
 enum Found<'a> {
-    Node(&'a Node),
+    Node(NodeRef<'a>),
     /// The name exists without records of its own.
     Empty,
     Nothing,
@@ -181,14 +181,14 @@ impl<'a> Lookup<'a> {
                 }
             };
             let Some(rrset) = self.pick(node) else { return self.no_data(reply, apex, name, owner) };
-            let place = self.rrset(reply, Section::Answer, owner, rrset);
+            let place = self.rrset(reply, Section::Answer, owner, &rrset);
             let alias = rrset.rtype == CNAME && !matches!(self.query.qtype, CNAME | ANY);
-            let (true, Some(target), Some(place)) = (alias, rrset.rdata.first(), place) else {
-                self.addresses_of_targets(reply, rrset);
+            let (true, Some(target), Some(place)) = (alias, rrset.rdata().next(), place) else {
+                self.addresses_of_targets(reply, &rrset);
                 return End::Answered(Rcode::NoError);
             };
             // A loop, or a chain without end, stays a chain: whoever asked sees where it leads.
-            if step == MAX_ALIASES || seen[..step].contains(&&**target) || **target == *self.query.name() {
+            if step == MAX_ALIASES || seen[..step].contains(&target) || target == self.query.name() {
                 break;
             }
             seen[step] = target;
@@ -220,16 +220,16 @@ impl<'a> Lookup<'a> {
 
     fn at(&self, zones: &'a Zones, name: &[u8]) -> Option<Found<'a>> {
         let node = zones.node(name)?;
-        match node.rrsets.iter().any(|rrset| self.is_live(rrset)) {
+        match node.rrsets().any(|rrset| self.is_live(&rrset)) {
             true => Some(Found::Node(node)),
             false => (node.below > 0).then_some(Found::Empty),
         }
     }
 
     /// The RRset that answers: the type asked for, else the alias.
-    fn pick(&self, node: &'a Node) -> Option<&'a RRset> {
+    fn pick(&self, node: NodeRef<'a>) -> Option<RRsetRef<'a>> {
         let qtype = self.query.qtype;
-        let mut live = node.rrsets.iter().filter(|rrset| self.is_live(rrset));
+        let mut live = node.rrsets().filter(|rrset| self.is_live(rrset));
         // RFC 8482 §4.1: one RRset is answer enough to ANY.
         live.find(|rrset| rrset.rtype == qtype || rrset.rtype == CNAME || qtype == ANY)
     }
@@ -290,12 +290,18 @@ impl<'a> Lookup<'a> {
     }
 
     /// Writes an RRset; returns where the name in the last record stands.
-    fn rrset(&self, reply: &mut Reply<'_>, section: Section, owner: Place, rrset: &RRset) -> Option<Place> {
+    fn rrset(
+        &self,
+        reply: &mut Reply<'_>,
+        section: Section,
+        owner: Place,
+        rrset: &RRsetRef<'_>,
+    ) -> Option<Place> {
         let ttl = self.ttl(rrset);
         let mut place = None;
         // RFC 2181 §10.1: a name has one alias at most.
         let most = if rrset.rtype == CNAME { 1 } else { usize::MAX };
-        for rdata in rrset.rdata.iter().take(most) {
+        for rdata in rrset.rdata().take(most) {
             place = reply.record(section, owner, rrset.rtype, ttl, rdata);
         }
         place
@@ -317,19 +323,19 @@ impl<'a> Lookup<'a> {
     }
 
     /// Addresses of the hosts that an answer names, for those that are ours (RFC 1034 §4.3.2 step 6).
-    fn addresses_of_targets(&self, reply: &mut Reply<'_>, rrset: &RRset) {
+    fn addresses_of_targets(&self, reply: &mut Reply<'_>, rrset: &RRsetRef<'_>) {
         let skipped = match rrset.rtype {
             NS => 0,
             MX => 2,
             SRV => 6,
             _ => return,
         };
-        for target in rrset.rdata.iter().filter_map(|rdata| rdata.get(skipped..)) {
+        for target in rrset.rdata().filter_map(|rdata| rdata.get(skipped..)) {
             let Some(node) = self.world.zones.node(target) else { continue };
-            for rrset in node.rrsets.iter().filter(|rrset| matches!(rrset.rtype, A | AAAA)) {
-                if self.is_live(rrset) {
-                    for rdata in &rrset.rdata {
-                        let ttl = self.ttl(rrset);
+            for rrset in node.rrsets().filter(|rrset| matches!(rrset.rtype, A | AAAA)) {
+                if self.is_live(&rrset) {
+                    for rdata in rrset.rdata() {
+                        let ttl = self.ttl(&rrset);
                         reply.record_of(Section::Additional, target, rrset.rtype, ttl, rdata);
                     }
                 }
@@ -337,11 +343,11 @@ impl<'a> Lookup<'a> {
         }
     }
 
-    fn is_live(&self, rrset: &RRset) -> bool {
+    fn is_live(&self, rrset: &RRsetRef<'_>) -> bool {
         rrset.expires > self.now
     }
 
-    fn ttl(&self, rrset: &RRset) -> u32 {
+    fn ttl(&self, rrset: &RRsetRef<'_>) -> u32 {
         let left = rrset.expires.seconds_after(self.now);
         rrset.ttl.min(u32::try_from(left).unwrap_or(u32::MAX))
     }

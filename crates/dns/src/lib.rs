@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod datagrams;
 mod forward;
 mod listen;
 mod query;

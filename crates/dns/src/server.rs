@@ -82,13 +82,6 @@ impl DnsServer {
         (self.world.load_full(), (self.clock)())
     }
 
-    /// Takes another snapshot when another world was published.
-    pub(crate) fn renew(&self, snapshot: &mut (Arc<World>, Timestamp)) {
-        if !Arc::ptr_eq(&self.world.load(), &snapshot.0) {
-            *snapshot = self.snapshot();
-        }
-    }
-
     /// Answers one message as far as that goes without waiting. Only a question for an upstream allocates.
     pub(crate) fn handle(
         &self,

@@ -1,6 +1,5 @@
 //! The UDP data path: drain, answer in place, send; what has to wait goes to a task of its own.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,33 +9,18 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::answer::{Asker, Transport};
+use crate::datagrams::{MOST, Received, Replies, Sent};
 use crate::query::DropReason;
 use crate::server::{DnsServer, Next, stopped};
 use crate::stats::Over;
 
-/// Messages answered before other tasks of the thread get their turn.
-const BATCH: usize = 64;
-/// No query is longer; what is, is cut and then malformed.
-const LONGEST_QUERY: usize = 4096;
 /// Pause after an error of the socket, so that a dead link does not burn the thread.
 const AFTER_ERROR: Duration = Duration::from_millis(20);
-
-/// How a batch ended.
-enum Batch {
-    /// No more messages wait.
-    Drained,
-    /// There may be more.
-    Full,
-    /// The kernel's send buffer is full: the reply in the buffer goes out first.
-    Blocked(SocketAddr),
-    Failed,
-}
 
 pub(crate) async fn serve(server: &DnsServer, socket: UdpSocket, mut stop: watch::Receiver<bool>) {
     let socket = Arc::new(socket);
     let mut waiting = JoinSet::new();
-    let mut message = vec![0; LONGEST_QUERY];
-    let mut out = Vec::with_capacity(2048);
+    let (mut received, mut replies) = (Received::new(), Replies::new());
     loop {
         tokio::select! {
             biased;
@@ -46,11 +30,18 @@ pub(crate) async fn serve(server: &DnsServer, socket: UdpSocket, mut stop: watch
                 tokio::time::sleep(AFTER_ERROR).await;
             },
         }
-        match batch(server, &socket, &mut waiting, &mut message, &mut out) {
-            Batch::Drained => {}
-            Batch::Full => tokio::task::yield_now().await,
-            Batch::Blocked(peer) => server.sent(socket.send_to(&out, peer).await),
-            Batch::Failed => {
+        match received.receive(&socket) {
+            Ok(count) => {
+                answer(server, &socket, &mut waiting, &received, &mut replies);
+                send(server, &socket, &mut replies).await;
+                if count == MOST {
+                    // There may be more, but it is the turn of the thread's other tasks.
+                    tokio::task::yield_now().await;
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => {
                 server.stats.socket_error();
                 tokio::time::sleep(AFTER_ERROR).await;
             }
@@ -61,35 +52,28 @@ pub(crate) async fn serve(server: &DnsServer, socket: UdpSocket, mut stop: watch
     while waiting.join_next().await.is_some() {}
 }
 
-/// Answers what waits, each from the world of its arrival: who was told of a change before asking sees it.
-fn batch(
+/// Answers what came together, from the world that is published when all of it is here: who was told of a change before
+/// asking sees it.
+fn answer(
     server: &DnsServer,
     socket: &Arc<UdpSocket>,
     waiting: &mut JoinSet<()>,
-    message: &mut [u8],
-    out: &mut Vec<u8>,
-) -> Batch {
-    let mut snapshot = server.snapshot();
-    for _ in 0..BATCH {
-        let (length, peer) = match socket.try_recv_from(message) {
-            Ok(received) => received,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Batch::Drained,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(_) => return Batch::Failed,
-        };
-        server.renew(&mut snapshot);
-        if !is_safe(peer) {
+    received: &Received,
+    replies: &mut Replies,
+) {
+    // Nothing is left of the last ones, unless the socket failed.
+    replies.clear();
+    let snapshot = server.snapshot();
+    for (message, source) in received.iter() {
+        let Some((peer, to)) = source.filter(|(peer, _)| is_safe(*peer)) else {
             server.stats.query(Over::Udp);
             server.stats.dropped(DropReason::UnsafeSource);
             continue;
-        }
+        };
         let asker = Asker { client: peer.ip(), transport: Transport::Udp };
-        match server.handle(&snapshot, Over::Udp, asker, &message[..length], out) {
+        match server.handle(&snapshot, Over::Udp, asker, message, replies.next()) {
             Next::Nothing => {}
-            Next::Reply => match socket.try_send_to(out, peer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Batch::Blocked(peer),
-                result => server.sent(result),
-            },
+            Next::Reply => replies.to(to),
             Next::Wait(pending) => {
                 let (server, socket) = (server.clone(), socket.clone());
                 waiting.spawn(async move {
@@ -99,7 +83,19 @@ fn batch(
             }
         }
     }
-    Batch::Full
+}
+
+async fn send(server: &DnsServer, socket: &UdpSocket, replies: &mut Replies) {
+    loop {
+        let (refused, is_over) = match replies.send(socket) {
+            Sent::All { refused } => (refused, true),
+            Sent::Blocked { refused } => (refused, socket.writable().await.is_err()),
+        };
+        (0..refused).for_each(|_| server.stats.dropped(DropReason::SendFailed));
+        if is_over {
+            return;
+        }
+    }
 }
 
 /// Whether a reply to this source goes to one host and starts no loop.

@@ -41,6 +41,7 @@ mod intent;
 mod lease;
 mod ledger;
 mod name;
+mod nodes;
 mod pairs;
 mod password_hash;
 mod policy;
@@ -64,6 +65,7 @@ pub use intent::{AutoVhost, CustomOption, Intent, Network, Owned, Protocol, Rese
 pub use lease::{Lease, LeaseState};
 pub use ledger::Ledger;
 pub use name::{Label, Name, NameError};
+pub use nodes::{NodeRef, RRsetRef};
 pub use password_hash::password_hash_trouble;
 pub use policy::{
     Access, Affinity, Balance, BasicAuth, BasicUser, ForwardAuth, HeaderEdits, HostPolicy, LogPolicy,

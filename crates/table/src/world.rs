@@ -263,19 +263,21 @@ impl World {
     }
 
     fn derive_names(&mut self, names: impl IntoIterator<Item = Name>) {
+        let mut zone_data = Vec::new();
         for name in names {
             let host = derive::host(&self.facts, &name).map(Arc::new);
             let route = derive::route(&self.facts, &name, host.as_deref());
             // A vhost that was asked for always has a name. One made from a lease goes with its lease.
             let asked_for = route.as_ref().is_some_and(|route| route.source != Source::Lease);
             let rrsets = derive::rrsets(&self.facts, &self.zones, &name, host.as_deref(), asked_for);
-            self.zones.set(&name, rrsets);
+            zone_data.push((name.clone(), rrsets));
             self.set_route(&name, route.map(Arc::new));
             match host {
                 Some(host) => self.hosts.insert(name, host),
                 None => self.hosts.remove(&name),
             };
         }
+        self.zones.set(zone_data);
         self.derive_forwards();
         self.default = self.facts.default_vhost().and_then(|(_, vhost)| {
             let route = self.routes.get(vhost.hostname.to_string().as_str())?;

@@ -91,14 +91,20 @@ impl Table {
 
     pub(crate) fn address(&self, name: &str) -> Option<Ipv4Addr> {
         let name: Name = name.parse().unwrap();
-        let rrset =
-            self.world.zones.node(name.as_wire())?.rrsets.iter().find(|rrset| rrset.rtype == 1)?.clone();
+        let rrset = self
+            .world
+            .zones
+            .node(name.as_wire())?
+            .to_node()
+            .rrsets
+            .into_iter()
+            .find(|rrset| rrset.rtype == 1)?;
         Some(<[u8; 4]>::try_from(&*rrset.rdata[0]).unwrap().into())
     }
 
     fn pointer(&self, last: u8) -> Option<String> {
         let node = self.world.zones.node(Name::reverse(ip(last)).as_wire())?;
-        let rrset = node.rrsets.iter().find(|rrset| rrset.rtype == 12)?;
+        let rrset = node.to_node().rrsets.into_iter().find(|rrset| rrset.rtype == 12)?;
         Name::from_wire(&rrset.rdata[0]).map(|name| name.to_string())
     }
 

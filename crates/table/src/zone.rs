@@ -1,8 +1,8 @@
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use imbl::HashMap;
-
+use crate::nodes::{NodeRef, Nodes};
 use crate::{Name, Timestamp};
 
 /// Authoritative data as the DNS hot path wants it: a query's lower-case name finds its node, and every
@@ -10,7 +10,7 @@ use crate::{Name, Timestamp};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Zones {
     apexes: Arc<[Apex]>,
-    nodes: HashMap<Name, Arc<Node>>,
+    nodes: Nodes,
 }
 
 /// The top of a zone.
@@ -48,7 +48,7 @@ pub struct RRset {
 
 impl Zones {
     pub(crate) fn of(apexes: Vec<Apex>) -> Zones {
-        Zones { apexes: apexes.into(), nodes: HashMap::new() }
+        Zones { apexes: apexes.into(), nodes: Nodes::default() }
     }
 
     /// The zones, in no order.
@@ -65,48 +65,49 @@ impl Zones {
     }
 
     /// The node at a lower-case wire name.
-    pub fn node(&self, wire: &[u8]) -> Option<&Node> {
-        self.nodes.get(wire).map(|node| &**node)
+    pub fn node(&self, wire: &[u8]) -> Option<NodeRef<'_>> {
+        self.nodes.get(wire)
     }
 
     /// All names with RRsets, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = (&Name, &Node)> {
-        self.nodes.iter().map(|(name, node)| (name, &**node)).filter(|(_, node)| !node.rrsets.is_empty())
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], NodeRef<'_>)> {
+        self.nodes.iter().filter(|(_, node)| !node.is_empty())
     }
 
-    /// Puts these RRsets at a name, none to empty it; keeps the counts of the nodes above right.
-    pub(crate) fn set(&mut self, name: &Name, rrsets: Vec<RRset>) {
-        let before = self.nodes.get(name);
-        if before.map_or(rrsets.is_empty(), |node| node.rrsets == rrsets) {
-            return;
+    /// Puts these RRsets at these names, none to empty one; keeps the counts of the nodes above right.
+    pub(crate) fn set(&mut self, changes: impl IntoIterator<Item = (Name, Vec<RRset>)>) {
+        let mut changed: HashMap<Name, Node> = HashMap::new();
+        for (name, rrsets) in changes {
+            let node = draft(&self.nodes, &mut changed, name.clone());
+            let (was_empty, is_empty) = (node.rrsets.is_empty(), rrsets.is_empty());
+            node.rrsets = rrsets;
+            if was_empty == is_empty {
+                continue;
+            }
+            let apex = self.apex_of(name.as_wire()).map(|apex| apex.name.clone());
+            let mut above = name;
+            while Some(&above) != apex.as_ref()
+                && let Some(parent) = above.parent()
+            {
+                above = parent.clone();
+                let node = draft(&self.nodes, &mut changed, parent);
+                node.below = if is_empty { node.below.saturating_sub(1) } else { node.below + 1 };
+            }
         }
-        let was_empty = before.is_none_or(|node| node.rrsets.is_empty());
-        let is_empty = rrsets.is_empty();
-        self.change(name, |node| node.rrsets = rrsets);
-        if was_empty == is_empty {
-            return;
-        }
-        let apex = self.apex_of(name.as_wire()).map(|apex| apex.name.clone());
-        let mut above = name.clone();
-        while Some(&above) != apex.as_ref()
-            && let Some(parent) = above.parent()
-        {
-            above = parent;
-            self.change(&above, |node| {
-                node.below = if is_empty { node.below.saturating_sub(1) } else { node.below + 1 }
-            });
-        }
+        let is_same = |name: &Name, node: &Node| match self.nodes.get(name.as_wire()) {
+            Some(before) => before.to_node() == *node,
+            None => *node == Node::default(),
+        };
+        changed.retain(|name, node| !is_same(name, node));
+        self.nodes.put(changed);
     }
+}
 
-    fn change(&mut self, name: &Name, edit: impl FnOnce(&mut Node)) {
-        let mut node = self.nodes.get(name).map(|node| (**node).clone()).unwrap_or_default();
-        edit(&mut node);
-        if node == Node::default() {
-            self.nodes.remove(name);
-        } else {
-            self.nodes.insert(name.clone(), Arc::new(node));
-        }
-    }
+/// A node that is being changed, as it was if nothing was changed yet.
+fn draft<'a>(nodes: &Nodes, changed: &'a mut HashMap<Name, Node>, name: Name) -> &'a mut Node {
+    changed
+        .entry(name)
+        .or_insert_with_key(|name| nodes.get(name.as_wire()).map_or_else(Node::default, NodeRef::to_node))
 }
 
 impl RRset {
@@ -141,15 +142,15 @@ mod tests {
         let apex = Apex { name: name("prox.local"), primary: name("ns.prox.local"), reverse: false };
         let mut zones = Zones::of(vec![apex]);
         let rrset = RRset::address(Ipv4Addr::LOCALHOST, 60, Timestamp::NEVER);
-        zones.set(&name("a.b.prox.local"), vec![rrset.clone()]);
-        zones.set(&name("a.b.prox.local"), vec![rrset.clone()]);
+        zones.set([(name("a.b.prox.local"), vec![rrset.clone()])]);
+        zones.set([(name("a.b.prox.local"), vec![rrset.clone()])]);
         assert_eq!(zones.node(name("b.prox.local").as_wire()).unwrap().below, 1);
         assert!(zones.node(name("local").as_wire()).is_none());
-        zones.set(&name("b.prox.local"), vec![rrset]);
-        zones.set(&name("a.b.prox.local"), vec![]);
+        zones.set([(name("b.prox.local"), vec![rrset])]);
+        zones.set([(name("a.b.prox.local"), vec![])]);
         assert_eq!(zones.node(name("b.prox.local").as_wire()).unwrap().below, 0);
-        zones.set(&name("b.prox.local"), vec![]);
-        assert_eq!(zones.nodes.len(), 0);
+        zones.set([(name("b.prox.local"), vec![])]);
+        assert_eq!(zones.nodes.iter().count(), 0);
     }
 
     #[test]

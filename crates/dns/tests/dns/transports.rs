@@ -33,8 +33,10 @@ async fn run((server, stats): (DnsServer, Arc<DnsStats>)) -> Running {
     let addr = udp.local_addr().unwrap();
     let (stop, stopped) = watch::channel(false);
     let (udp_server, tcp_server, tcp_stopped) = (server.clone(), server, stopped.clone());
+    // On a thread of its own, as on a data thread: its buffers do not leave it.
+    let runtime = tokio::runtime::Handle::current();
     let tasks = vec![
-        tokio::spawn(async move { udp_server.serve_udp(udp, stopped).await }),
+        tokio::task::spawn_blocking(move || runtime.block_on(udp_server.serve_udp(udp, stopped))),
         tokio::spawn(async move { tcp_server.serve_tcp(tcp, tcp_stopped).await }),
     ];
     Running { addr, stats, stop, tasks }
@@ -99,7 +101,8 @@ async fn a_stop_leaves_no_question_behind() {
     own.set_nonblocking(true).unwrap();
     let (addr, socket) = (own.local_addr().unwrap(), UdpSocket::from_std(own.try_clone().unwrap()).unwrap());
     let (stop, stopped) = watch::channel(false);
-    let serving = tokio::spawn(async move { server.serve_udp(socket, stopped).await });
+    let runtime = tokio::runtime::Handle::current();
+    let serving = tokio::task::spawn_blocking(move || runtime.block_on(server.serve_udp(socket, stopped)));
     let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     client.connect(addr).await.unwrap();
     client.send(&query("example.com.", RecordType::A).to_vec().unwrap()).await.unwrap();
