@@ -114,6 +114,7 @@ impl DataThreads {
             threads.push(thread.expect("threads can be made"));
         }
         let salt = salt::load_or_make(&config.appliance.state_dir);
+        proximity_proxy::tell_lost_authorities(|trouble| log!(Warn, "proxy", trouble));
         let started = DataThreads {
             threads: Mutex::new(threads),
             inboxes: Mutex::new(inboxes),

@@ -1,7 +1,6 @@
-use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use proximity_table::BackendTls;
 use tokio::net::TcpStream;
@@ -16,19 +15,15 @@ use tokio_rustls::rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
 
-use crate::authority::{Authority, AuthorityError, Stamp};
+use crate::authority::Authority;
 use crate::health::Distrust;
-
-/// Files of authorities that are held ready; beyond them all are read again.
-const MOST_PRIVATE: usize = 256;
+use crate::kept_authorities::KeptAuthorities;
 
 /// TLS towards backends. Each kind of trust is made ready when it is first asked for.
 #[derive(Default)]
 pub struct Tls {
     any: OnceLock<TlsConnector>,
     public: OnceLock<TlsConnector>,
-    /// By the file that names the authority, as long as that is the same.
-    private: Mutex<HashMap<String, (Stamp, TlsConnector)>>,
 }
 
 /// Why a handshake came to nothing.
@@ -64,27 +59,14 @@ impl Tls {
         let connector = match &how.ca {
             _ if !how.verify => self.any.get_or_init(any).clone(),
             None => self.public.get_or_init(public).clone(),
-            Some(path) => self.private(path).map_err(|_| NoTls::Untrusted(Distrust::NoAuthority))?,
+            Some(path) => {
+                let ready = KeptAuthorities::of_process().get(path, private);
+                ready.map_err(|_| NoTls::Untrusted(Distrust::NoAuthority))?
+            }
         };
         let name = how.server_name.as_ref().and_then(|name| ServerName::try_from(name.clone()).ok());
         let name = name.unwrap_or_else(|| ServerName::from(host));
         connector.connect(name, stream).await.map_err(|error| NoTls::of(&error))
-    }
-
-    /// The trust in the authority of a file. That the file is still the same is asked for each connection: it costs a
-    /// fraction of the handshake, and whoever renews an authority need not tell anybody.
-    fn private(&self, path: &str) -> Result<TlsConnector, AuthorityError> {
-        let stamp = Stamp::of(path)?;
-        let mut ready = self.private.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, connector)) = ready.get(path).filter(|(known, _)| *known == stamp) {
-            return Ok(connector.clone());
-        }
-        let connector = private(Authority::read(path)?);
-        if ready.len() >= MOST_PRIVATE {
-            ready.clear();
-        }
-        ready.insert(path.to_owned(), (stamp, connector.clone()));
-        Ok(connector)
     }
 }
 

@@ -220,6 +220,33 @@ fn a_renewed_authority_is_trusted_at_once() {
 }
 
 #[test]
+fn an_authority_whose_file_is_lost_is_trusted_on() {
+    let path = std::env::temp_dir().join(format!("proximity-proxy-lost-{}.pem", std::process::id()));
+    std::fs::write(&path, include_bytes!("certificates/authority.pem")).unwrap();
+    // Each request needs a connection of its own.
+    let backend = tls_backend_with(SIGNED, |mut conn| {
+        head(&mut conn);
+        write(&mut conn, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 6\r\n\r\nsecret");
+    });
+    let ca = path.to_str().map(str::to_owned);
+    let start = || proxy(&backend, BackendTls { verify: true, ca: ca.clone(), ..BackendTls::default() });
+    let before = start();
+    assert_eq!(before.get("wiki.prox.local", "/").text(), "secret");
+    std::fs::remove_file(&path).unwrap();
+    // So it is on a thread that has not met it yet.
+    for proxy in [&before, &start()] {
+        for _ in 0..3 {
+            assert_eq!(proxy.get("wiki.prox.local", "/").text(), "secret");
+        }
+    }
+    assert_eq!(backend.accepted.load(SeqCst), 7);
+    // Another one in its place counts.
+    std::fs::write(&path, OWN_AUTHORITY).unwrap();
+    assert_eq!(before.get("wiki.prox.local", "/").status, 502);
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
 fn a_backend_that_speaks_no_tls_is_told_apart() {
     let clear = Backend::answering("clear");
     let proxy = Proxy::start(&Table::of(vec![https(clear.addr, BackendTls::default())]));
