@@ -385,6 +385,34 @@ mod tests {
     }
 
     #[test]
+    fn each_figure_of_the_proxy_has_the_name_of_its_own() {
+        let totals = Totals {
+            open: 11,
+            connections: 22,
+            tunnels: 33,
+            retries: 44,
+            upstream_connects: 55,
+            upstream_reuses: 66,
+            ..Totals::default()
+        };
+        let page = with(|page| proxy(page, &totals));
+        for line in [
+            "# TYPE proximity_http_connections gauge",
+            "proximity_http_connections 11",
+            "# TYPE proximity_http_connections_total counter",
+            "proximity_http_connections_total 22",
+            "# TYPE proximity_http_tunnels gauge",
+            "proximity_http_tunnels 33",
+            "# TYPE proximity_http_retries_total counter",
+            "proximity_http_retries_total 44",
+            "proximity_upstream_connects_total 55",
+            "proximity_upstream_reuses_total 66",
+        ] {
+            has(&page, line);
+        }
+    }
+
+    #[test]
     fn every_reason_is_a_series_from_the_start() {
         let page = with(|page| proxy(page, &Totals::default()));
         has(&page, r#"proximity_http_stopped_total{reason="unknown_host"} 0"#);
