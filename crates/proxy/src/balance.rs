@@ -112,7 +112,7 @@ pub fn choose(members: &[Member], rules: &Rules, ask: &Ask<'_>) -> Choice {
     if let [only] = members {
         return match ask.tried.contains(0) {
             true => Choice::Nobody,
-            false => enter(0, only, rules, ask, only.state.is_suspect()).unwrap_or(Choice::Full(0)),
+            false => enter(0, only, rules, ask, true).unwrap_or(Choice::Full(0)),
         };
     }
     for _ in 0..MOST_RACES {
@@ -136,8 +136,7 @@ pub fn choose(members: &[Member], rules: &Rules, ask: &Ask<'_>) -> Choice {
             let shortest = full.min_by_key(|&at| members[at].state.waiting());
             return shortest.map_or(Choice::Nobody, Choice::Full);
         };
-        let is_trial = !pauses_count;
-        if let Some(choice) = enter(at, &members[at], rules, ask, is_trial) {
+        if let Some(choice) = enter(at, &members[at], rules, ask, !pauses_count) {
             return choice;
         }
     }
@@ -145,15 +144,30 @@ pub fn choose(members: &[Member], rules: &Rules, ask: &Ask<'_>) -> Choice {
 }
 
 /// Takes a slot and the passage; `None` when another thread was quicker.
-fn enter(index: usize, member: &Member, rules: &Rules, ask: &Ask<'_>, is_trial: bool) -> Option<Choice> {
+fn enter(index: usize, member: &Member, rules: &Rules, ask: &Ask<'_>, is_last: bool) -> Option<Choice> {
     let slot = member.state.enter(rules.limit).ok()?;
-    let trial = is_trial
-        || match member.state.claim(ask.now_ms, rules.pause_ms) {
+    pass(index, member, rules, ask, slot, is_last).map(Choice::Chosen)
+}
+
+/// Takes the passage of a backend whose slot one has: `None` while it is paused and others are left.
+pub fn pass(
+    index: usize,
+    member: &Member,
+    rules: &Rules,
+    ask: &Ask<'_>,
+    slot: InFlight,
+    is_last: bool,
+) -> Option<Chosen> {
+    let trial = if is_last {
+        member.state.is_suspect()
+    } else {
+        match member.state.claim(ask.now_ms, rules.pause_ms) {
             Passage::Free => false,
             Passage::Trial => true,
             Passage::Paused => return None,
-        };
-    Some(Choice::Chosen(Chosen { index, slot, trial, set_cookie: ask.sticky.cookie_for(&member.key) }))
+        }
+    };
+    Some(Chosen { index, slot, trial, set_cookie: ask.sticky.cookie_for(&member.key) })
 }
 
 impl Rules {

@@ -266,3 +266,23 @@ fn cookies_are_found_and_written() {
     assert_eq!(value.set_cookie("b", "/", false), "b=0123456789abcdef; Path=/; HttpOnly; SameSite=Lax");
     assert!(value.set_cookie("b", "/", true).ends_with("; Secure"));
 }
+
+#[test]
+fn who_stood_in_line_of_a_backend_that_was_paused_meanwhile_goes_there_only_if_nobody_else_is_left() {
+    let members = members(1);
+    let (member, rules) = (&members[0], rules(Balance::RoundRobin));
+    let pass_after_the_wait = |now_ms, is_last| {
+        let slot = member.state.enter(0).unwrap();
+        let trial =
+            pass(0, member, &rules, &Ask { now_ms, ..ask(0) }, slot, is_last).map(|chosen| chosen.trial);
+        // Whoever was sent away holds no slot.
+        assert_eq!(member.state.in_flight(), 0);
+        trial
+    };
+    assert_eq!(pass_after_the_wait(NOW, false), Some(false));
+    member.state.failed(false, &PASSIVE, NOW);
+    assert_eq!(pass_after_the_wait(NOW, false), None);
+    assert_eq!(pass_after_the_wait(NOW, true), Some(true), "the circuit hangs on it");
+    assert_eq!(pass_after_the_wait(NOW + 1000, false), Some(true), "the pause is over");
+    assert_eq!(pass_after_the_wait(NOW + 1000, false), None, "one tries it");
+}

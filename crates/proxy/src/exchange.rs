@@ -3,12 +3,14 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
-use proximity_table::{Affinity, Timeouts};
+use proximity_table::{Affinity, Timeouts, VhostLimits};
 use tokio::time::Sleep;
 
 use crate::attempt::{Failure, Onto};
 use crate::auth::{self, Judgement};
-use crate::balance::{Ask, Choice, Chosen, Sticky, Tried, choose, cookie_value};
+use crate::backend_slots::InFlight;
+use crate::backend_state::BackendState;
+use crate::balance::{Ask, Choice, Sticky, Tried, choose, cookie_value, pass};
 use crate::caller::Caller;
 use crate::decide::{Asked, Refusal, decide};
 use crate::down::Down;
@@ -18,7 +20,7 @@ use crate::site::{Place, Ways};
 use crate::ticket::Ticket;
 use crate::tunnel::Switch;
 use crate::watch::{Phase, Signal, Watch};
-use crate::{Passage, Reason, reply};
+use crate::{Reason, reply};
 
 /// How often it is decided where a request goes whose app moves while it waits.
 const MOST_DECISIONS: u32 = 4;
@@ -137,23 +139,22 @@ impl Exchange<'_, '_, '_> {
         let mut now_ms = worker.shared.millis(self.ticket.start);
         site.budget.count_request();
         loop {
-            let sticky = self.sticky(asked);
-            let ask = Ask { turn, entropy: worker.entropy(), now_ms, sticky, tried };
+            let ask = Ask { turn, entropy: worker.entropy(), now_ms, sticky: self.sticky(asked), tried };
             let chosen = match choose(&ways.members, &site.rules, &ask) {
                 Choice::Chosen(chosen) => chosen,
                 Choice::Full(index) => {
-                    let mut chosen = self.wait_for(index, asked, ways).await?;
-                    now_ms = worker.now_ms();
                     let state = &ways.members[index].state;
-                    // It may have been paused meanwhile, and others not.
-                    match state.claim(now_ms, site.rules.pause_ms) {
-                        Passage::Paused if ways.members.len() > 1 && !has_waited => {
-                            has_waited = true;
-                            continue;
-                        }
-                        passage => chosen.trial = passage == Passage::Trial || state.is_suspect(),
+                    let slot = self.wait_for(state, &site.policy().limits).await?;
+                    now_ms = worker.now_ms();
+                    let ask =
+                        Ask { turn, entropy: worker.entropy(), now_ms, sticky: self.sticky(asked), tried };
+                    // It may have been paused meanwhile, and others not. Nobody stands in line a third time.
+                    let is_last = ways.members.len() == 1 || has_waited;
+                    has_waited = true;
+                    match pass(index, &ways.members[index], &site.rules, &ask, slot, is_last) {
+                        Some(chosen) => chosen,
+                        None => continue,
                     }
-                    chosen
                 }
                 Choice::Nobody => return Err(failure.into()),
             };
@@ -212,15 +213,11 @@ impl Exchange<'_, '_, '_> {
     }
 
     /// Stands in the line of a backend that carries as much as it may.
-    async fn wait_for(&mut self, index: usize, asked: &Asked<'_>, ways: &Ways) -> Result<Chosen, Reason> {
-        let limits = &asked.site.policy().limits;
-        let state = &ways.members[index].state;
+    async fn wait_for(&mut self, state: &BackendState, limits: &VhostLimits) -> Result<InFlight, Reason> {
         let waiting = state.wait(limits.backend_connections, limits.queue).map_err(|_| Reason::QueueFull)?;
         let within = Duration::from_secs(u64::from(limits.queue_timeout));
         let waiting = tokio::time::timeout(within, waiting);
-        let slot = self.unless_gone(waiting).await?.map_err(|_| Reason::QueueTimeout)?;
-        let set_cookie = self.sticky(asked).cookie_for(&ways.members[index].key);
-        Ok(Chosen { index, slot, trial: false, set_cookie })
+        self.unless_gone(waiting).await?.map_err(|_| Reason::QueueTimeout)
     }
 
     /// Waits for something as long as the client does, and as long as the exchange may take.
