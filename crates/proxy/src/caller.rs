@@ -4,7 +4,7 @@ use std::rc::Rc;
 use proximity_table::{BackendKey, Service, Verdict};
 
 use crate::access::client_fields;
-use crate::http1::{Kind, RequestHead};
+use crate::http1::{Kind, RequestHead, Version};
 use crate::site::Site;
 use crate::worker::Worker;
 use crate::{
@@ -15,7 +15,6 @@ use crate::{
 /// The fields that tell a backend who asks, and through whom.
 const TOLD: [&[u8]; 6] =
     [b"X-Real-IP", b"X-Forwarded-For", b"X-Forwarded-Proto", b"X-Forwarded-Host", b"Forwarded", b"Via"];
-const VIA: &[u8] = b"Via: 1.1 proximity\r\n";
 
 /// Who is at the other end of a client's connection.
 pub struct Caller {
@@ -80,8 +79,14 @@ impl Caller {
     /// What a backend is told of the client, as field lines, when somebody with that `origin` asks for `host`; `None`
     /// is the other end of the connection itself. Nothing is appended to the claim of one that is not trusted, so
     /// nobody can forge an address that a backend would believe.
-    pub fn identity(&self, origin: Option<&Origin>, host: &[u8], edits: Option<&CompiledEdits>) -> Vec<u8> {
-        let via = if self.worker.settings().via { VIA } else { b"" };
+    pub fn identity(
+        &self,
+        origin: Option<&Origin>,
+        version: Version,
+        host: &[u8],
+        edits: Option<&CompiledEdits>,
+    ) -> Vec<u8> {
+        let via = if self.worker.settings().via { version.via() } else { b"" };
         let hides = |edits: &CompiledEdits| TOLD.iter().any(|name| edits.is_removed(name));
         let mut lines = Vec::new();
         match origin {

@@ -74,7 +74,8 @@ pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>, is_first: bool) -
     let generation = ticket.worker.generation();
     let site = ticket.worker.site(written)?;
     ticket.site = Some(site.clone());
-    let identity = caller.identity(origin.as_ref(), written, site.request_edits.as_ref());
+    let identity =
+        caller.identity(origin.as_ref(), ticket.head.version, written, site.request_edits.as_ref());
     if ticket.head.ambiguous > 0 && is_first {
         ticket.worker.counters.stopped_by(Reason::HeaderName, u64::from(ticket.head.ambiguous));
     }

@@ -54,7 +54,7 @@ impl Exchange<'_, '_, '_> {
             );
         }
         if worker.settings().via {
-            extra.extend_from_slice(b"Via: 1.1 proximity\r\n");
+            extra.extend_from_slice(response.version.via());
         }
         // Whoever edits what the answer varies by has the last word.
         let edited = site.response_edits.as_ref().is_some_and(|edits| edits.is_removed(VARY));

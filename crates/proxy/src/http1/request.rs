@@ -64,6 +64,17 @@ pub enum Version {
     Http2,
 }
 
+impl Version {
+    /// The field that tells of a message that came in this version (RFC 9110 §7.6.3).
+    pub fn via(self) -> &'static [u8] {
+        match self {
+            Version::Http10 => b"Via: 1.0 proximity\r\n",
+            Version::Http11 => b"Via: 1.1 proximity\r\n",
+            Version::Http2 => b"Via: 2.0 proximity\r\n",
+        }
+    }
+}
+
 /// How long the body of a request is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Length {

@@ -105,6 +105,11 @@ fn via_is_told_both_ways_when_it_is_wanted() {
         assert_eq!(client.response().header("via"), [&["1.1 inner"], ours].concat());
         // RFC 9110 §7.6.3: each recipient appends its own.
         assert_eq!(backend.requests()[0].header("via"), [&["1.0 outer"], ours].concat());
+        let mut old = proxy.connect();
+        old.send("GET / HTTP/1.0\r\nHost: wiki.prox.local\r\n\r\n");
+        assert_eq!(old.response().status, 200);
+        let received: &[&str] = if via { &["1.0 proximity"] } else { &[] };
+        assert_eq!(backend.requests()[1].header("via"), received, "the version in which it came");
     }
 }
 
