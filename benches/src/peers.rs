@@ -34,7 +34,7 @@ fn nginx(name: &str, dir: &Path, http: &str) -> Result<Server, BenchError> {
         home = home.display()
     );
     let file = home.join("nginx.conf");
-    std::fs::write(&file, text).map_err(|source| BenchError::File { path: file.clone(), source })?;
+    write(&file, text)?;
     let arguments = ["-p", path(&home), "-e", "stderr", "-c", path(&file)].map(str::to_owned);
     Server::start(name, &program("nginx"), &arguments, dir)
 }
@@ -92,7 +92,7 @@ pub fn haproxy(
          \x20http-request set-header X-Forwarded-Proto http\n server backend {backend}\n"
     );
     let file = dir.join("haproxy.cfg");
-    std::fs::write(&file, text).map_err(|source| BenchError::File { path: file.clone(), source })?;
+    write(&file, text)?;
     let mut server =
         Server::start("HAProxy", program, &["-db", "-q", "-f", path(&file)].map(str::to_owned), dir)?;
     check_http(&mut server, address)?;
@@ -114,7 +114,7 @@ pub fn caddy(
         ip = address.ip(),
     );
     let file = dir.join("Caddyfile");
-    std::fs::write(&file, text).map_err(|source| BenchError::File { path: file.clone(), source })?;
+    write(&file, text)?;
     let home = dir.join("caddy");
     std::fs::create_dir_all(&home)?;
     let mut words = vec!["GOMAXPROCS=1".to_owned()];
@@ -135,7 +135,7 @@ pub fn dnsmasq(dir: &Path, names: usize) -> Result<(Server, SocketAddrV4), Bench
     let hosts = dir.join(format!("hosts-{names}"));
     let lines: String =
         (0..names).map(|at| format!("{} {}\n", world::address(at), world::host(at))).collect();
-    std::fs::write(&hosts, lines).map_err(|source| BenchError::File { path: hosts.clone(), source })?;
+    write(&hosts, lines)?;
     let arguments = [
         // Stays in the foreground and keeps its user, which may be the only one there is.
         "--no-daemon".to_owned(),
@@ -193,6 +193,10 @@ fn query(name: &str) -> Vec<u8> {
     }
     query.extend_from_slice(&[0, 0, 1, 0, 1]);
     query
+}
+
+fn write(file: &Path, text: String) -> Result<(), BenchError> {
+    std::fs::write(file, text).map_err(|source| BenchError::File { path: file.to_owned(), source })
 }
 
 fn program(name: &str) -> PathBuf {

@@ -114,14 +114,12 @@ impl Buffer {
 impl Buffers {
     /// An empty buffer of 4 KiB.
     pub fn head(self: &Rc<Buffers>) -> Buffer {
-        let bytes = self.heads.borrow_mut().pop().unwrap_or_else(|| vec![0; HEAD]);
-        Buffer { bytes, start: 0, end: 0, store: Some(self.clone()) }
+        self.take(&self.heads, HEAD)
     }
 
     /// An empty buffer of 16 KiB.
     pub fn small(self: &Rc<Buffers>) -> Buffer {
-        let bytes = self.small.borrow_mut().pop().unwrap_or_else(|| vec![0; SMALL]);
-        Buffer { bytes, start: 0, end: 0, store: Some(self.clone()) }
+        self.take(&self.small, SMALL)
     }
 
     /// Makes room in a full buffer, in steps of 16 KiB up to `most` octets.
@@ -155,10 +153,14 @@ impl Buffers {
             return;
         }
         self.large_in_use.set(self.large_in_use.get() + 1);
-        let bytes = self.large.borrow_mut().pop().unwrap_or_else(|| vec![0; LARGE]);
-        let mut large = Buffer { bytes, start: 0, end: 0, store: Some(self.clone()) };
+        let mut large = self.take(&self.large, LARGE);
         large.append(buffer.data());
         *buffer = large;
+    }
+
+    fn take(self: &Rc<Buffers>, unused: &RefCell<Vec<Vec<u8>>>, size: usize) -> Buffer {
+        let bytes = unused.borrow_mut().pop().unwrap_or_else(|| vec![0; size]);
+        Buffer { bytes, start: 0, end: 0, store: Some(self.clone()) }
     }
 
     fn take_back(&self, bytes: Vec<u8>) {

@@ -17,11 +17,11 @@ pub enum Down<'a> {
     /// Over HTTP/1: the connection itself.
     Http1(&'a mut Side),
     /// Over HTTP/2: a stream.
-    Http2(Box<Stream>),
+    Http2(Box<Http2>),
 }
 
 /// A stream of a client's HTTP/2 connection.
-pub struct Stream {
+pub struct Http2 {
     incoming: Incoming,
     respond: SendResponse<Bytes>,
     outgoing: Option<Outgoing>,
@@ -41,9 +41,9 @@ pub struct OwnAnswer<'a> {
     pub keep_alive: bool,
 }
 
-impl Stream {
-    pub fn new(body: h2::RecvStream, respond: SendResponse<Bytes>) -> Stream {
-        Stream { incoming: Incoming::new(body), respond, outgoing: None }
+impl Http2 {
+    pub fn new(body: h2::RecvStream, respond: SendResponse<Bytes>) -> Http2 {
+        Http2 { incoming: Incoming::new(body), respond, outgoing: None }
     }
 }
 
@@ -165,7 +165,7 @@ impl Down<'_> {
     }
 }
 
-impl Stream {
+impl Http2 {
     fn begin(&mut self, response: http::Response<()>, is_whole: bool) {
         // A client that has reset the stream is noticed where its answer is sent.
         if let Ok(stream) = self.respond.send_response(response, is_whole) {

@@ -152,7 +152,6 @@ async fn sweep(worker: Rc<Worker>) {
         drop(worker.world());
         if worker.connections.borrow().is_empty() && worker.pool.is_empty() {
             worker.busy.notified().await;
-            worker.clock.adjust();
         }
     }
 }

@@ -13,7 +13,7 @@ use super::tally::Tally;
 use crate::Reason;
 use crate::buffer::Buffer;
 use crate::caller::Caller;
-use crate::down::{Down, Stream};
+use crate::down::{Down, Http2};
 use crate::exchange::{self, Fate};
 use crate::stream;
 use crate::watch::{Phase, Signal, Watch};
@@ -25,7 +25,7 @@ pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FAREWELL: u32 = 2;
 
 /// What the requests of a connection share.
-struct Shared {
+struct Answering {
     caller: Caller,
     tally: RefCell<Tally>,
     /// Whether the client cancels more than it wants answered.
@@ -58,26 +58,26 @@ pub async fn serve(caller: Caller, watch: &Rc<Watch>, read: Buffer, stream: stre
         return worker.counters.stopped_by(Reason::Malformed, 1);
     };
     drop(handshake);
-    let shared = Rc::new(Shared { caller, tally: RefCell::default(), is_flood: Cell::new(false) });
+    let answering = Rc::new(Answering { caller, tally: RefCell::default(), is_flood: Cell::new(false) });
     watch.enter(Phase::Idle, settings.idle_timeout);
     let mut parting = Parting::None;
     loop {
-        match poll_fn(|cx| poll_request(cx, &mut connection, watch, &shared, &mut parting)).await {
+        match poll_fn(|cx| poll_request(cx, &mut connection, watch, &answering, &mut parting)).await {
             Some(Ok((request, respond))) => {
-                shared.tally.borrow_mut().begin();
+                answering.tally.borrow_mut().begin();
                 watch.enter(Phase::Busy, 0);
-                let (shared, idle) = (shared.clone(), watch.clone());
+                let (answering, idle) = (answering.clone(), watch.clone());
                 let idle_timeout = settings.idle_timeout;
                 tokio::task::spawn_local(async move {
-                    let is_cancelled = answer(&shared.caller, request, respond).await;
-                    let worker = &shared.caller.worker;
-                    let mut tally = shared.tally.borrow_mut();
+                    let is_cancelled = answer(&answering.caller, request, respond).await;
+                    let worker = &answering.caller.worker;
+                    let mut tally = answering.tally.borrow_mut();
                     let is_flood = is_cancelled && tally.cancel(worker.now_ms());
                     tally.end();
                     if is_flood {
-                        shared.is_flood.set(true);
+                        answering.is_flood.set(true);
                         idle.wake();
-                    } else if tally.open() == 0 && !worker.draining.get() && !shared.is_flood.get() {
+                    } else if tally.open() == 0 && !worker.draining.get() && !answering.is_flood.get() {
                         // One that leaves ends by itself, when everything has left.
                         idle.enter(Phase::Idle, idle_timeout);
                         idle.wake();
@@ -103,12 +103,12 @@ fn poll_request(
     cx: &mut Context<'_>,
     connection: &mut Connection<Begun, Bytes>,
     watch: &Watch,
-    shared: &Shared,
+    answering: &Answering,
     parting: &mut Parting,
 ) -> Poll<Option<Result<(Request<h2::RecvStream>, SendResponse<Bytes>), h2::Error>>> {
-    let worker = &shared.caller.worker;
+    let worker = &answering.caller.worker;
     let is_told = watch.signal() != Signal::None || worker.draining.get();
-    if shared.is_flood.get() && *parting != Parting::Abrupt {
+    if answering.is_flood.get() && *parting != Parting::Abrupt {
         *parting = Parting::Abrupt;
         worker.counters.stopped_by(Reason::CancelFlood, 1);
         // The requests that are still open learn of it, and let their backends go.
@@ -119,7 +119,7 @@ fn poll_request(
         // RFC 9113 §6.8: the client learns which requests will still be answered.
         *parting = Parting::Polite;
         connection.graceful_shutdown();
-        let within = match (worker.retired.get(), shared.tally.borrow().open()) {
+        let within = match (worker.retired.get(), answering.tally.borrow().open()) {
             (false, _) => worker.settings().drain.max(1),
             (true, 0) => worker.settings().idle_timeout,
             // Until the last of them is answered.
@@ -146,7 +146,7 @@ async fn answer(caller: &Caller, request: Request<h2::RecvStream>, mut respond: 
     }
     drop(parts);
     let registered = worker.watch_stream();
-    let mut down = Down::Http2(Box::new(Stream::new(body, respond)));
+    let mut down = Down::Http2(Box::new(Http2::new(body, respond)));
     poll_fn(|cx| {
         registered.watch.attach(cx);
         Poll::Ready(())
