@@ -30,7 +30,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use proximity_table::{
-    App, BackendKey, Change, Facts, Generation, ResolvedForward, Timestamp, VhostPolicy, World,
+    App, Change, Facts, Generation, ResolvedForward, Timestamp, UpstreamKey, VhostPolicy, World,
 };
 
 pub use auth::Token;
@@ -79,7 +79,7 @@ pub trait Appliance: Send + Sync + 'static {
     fn check_authority(&self, path: &str) -> Result<(), String>;
     /// What requests found of a backend, told by the policy of its vhost; `None` before the first one. `is_sole`:
     /// the vhost has no other.
-    fn backend_load(&self, key: &BackendKey, policy: &VhostPolicy, is_sole: bool) -> Option<LoadView>;
+    fn backend_load(&self, key: &UpstreamKey, policy: &VhostPolicy, is_sole: bool) -> Option<LoadView>;
     /// The present time.
     fn now(&self) -> Timestamp;
     /// Its parts.

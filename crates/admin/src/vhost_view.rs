@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use proximity_table::{
-    Absence, Backend, BackendKey, BackendTarget, Health, HealthPolicy, HealthState, Label, Name, Route,
-    Service, Source, Vhost, VhostPath, World,
+    Absence, Backend, BackendTarget, Health, HealthPolicy, HealthState, Label, Name, Route, Service, Source,
+    UpstreamKey, Vhost, VhostPath, World,
 };
 use serde::{Deserialize, Serialize};
 
@@ -86,7 +86,7 @@ pub struct CheckView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load: Option<LoadView>,
     #[serde(skip)]
-    pub key: Option<BackendKey>,
+    pub key: Option<UpstreamKey>,
 }
 
 /// What requests found of a backend.
@@ -146,11 +146,11 @@ impl VhostView {
     }
 
     /// Adds what requests found of each backend; `load` gets the backend and whether it is the only one.
-    pub fn with_loads(mut self, load: impl Fn(&BackendKey, bool) -> Option<LoadView>) -> VhostView {
+    pub fn with_loads(mut self, load: impl Fn(&UpstreamKey, bool) -> Option<LoadView>) -> VhostView {
         for health in self.healths() {
             let is_sole = health.backends.len() == 1;
             for check in &mut health.backends {
-                check.load = check.key.and_then(|key| load(&key, is_sole));
+                check.load = check.key.as_ref().and_then(|key| load(key, is_sole));
             }
         }
         let noted = |check: &mut CheckView| {
@@ -271,6 +271,10 @@ impl PathView {
 impl HealthView {
     fn of(policy: &HealthPolicy, base: &HealthPolicy, service: Option<&Service>) -> HealthView {
         let backends = service.map_or(&[][..], |service| &service.candidates);
+        let check = |backend: &Backend| CheckView {
+            key: service.map(|service| service.upstream(backend.key)),
+            ..CheckView::of(backend)
+        };
         let rank = |backend: &&Backend| match backend.state() {
             HealthState::Healthy => 0,
             HealthState::Unproven => 1,
@@ -285,7 +289,7 @@ impl HealthView {
             uri: policy.uri.clone(),
             interval: format!("{}s", policy.interval),
             timeout: format!("{}s", policy.timeout),
-            backends: backends.iter().map(CheckView::of).collect(),
+            backends: backends.iter().map(check).collect(),
             settings: vhost_settings::of_health(policy, base),
         }
     }
@@ -300,7 +304,7 @@ impl CheckView {
             since: health.and_then(|health| rfc3339(health.since)),
             reason: health.and_then(|health| health.reason.clone()),
             load: None,
-            key: Some(backend.key),
+            key: None,
         }
     }
 }

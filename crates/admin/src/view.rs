@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use proximity_table::{
-    App, AppState, Backend, BackendKey, HostKind, Lease, LeaseState, Name, RecordType, Reservation, Source,
-    Timestamp, VhostPolicy, World,
+    App, AppState, Backend, HostKind, Lease, LeaseState, Name, RecordType, Reservation, Source, Timestamp,
+    UpstreamKey, VhostPolicy, World,
 };
 use serde::{Deserialize, Serialize};
 
@@ -289,7 +289,7 @@ impl AppView {
     /// Every app by name.
     pub fn all(
         world: &World,
-        load: impl Fn(&BackendKey, &VhostPolicy, bool) -> Option<LoadView>,
+        load: impl Fn(&UpstreamKey, &VhostPolicy, bool) -> Option<LoadView>,
     ) -> Vec<AppView> {
         let mut views: Vec<AppView> = world.apps().iter().map(|app| AppView::of(world, app, &load)).collect();
         for check in views.iter_mut().filter_map(|view| view.vhost.as_mut()).flat_map(VhostView::checks) {
@@ -303,7 +303,7 @@ impl AppView {
     pub fn of(
         world: &World,
         app: &App,
-        load: impl Fn(&BackendKey, &VhostPolicy, bool) -> Option<LoadView>,
+        load: impl Fn(&UpstreamKey, &VhostPolicy, bool) -> Option<LoadView>,
     ) -> AppView {
         let host = app.host.as_deref();
         let route = app.route.as_deref();

@@ -1,6 +1,6 @@
 //! The appliance as the admin API sees it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,9 +15,9 @@ use proximity_admin::{
 use proximity_config::{Config, Waiting};
 use proximity_dhcp::Stats;
 use proximity_dns::{DnsSettings, Forwarder, Upstream};
-use proximity_proxy::{BackendLoad, Condition, Explanation, Question, Reason, StreamPort, StreamReason};
+use proximity_proxy::{Condition, Explanation, Question, Reason, StreamPort, StreamReason};
 use proximity_table::{
-    App, AppState, Backend, BackendKey, Generation, HealthState, ResolvedForward, Route, Timestamp, Verdict,
+    App, AppState, Backend, Generation, HealthState, ResolvedForward, Route, Timestamp, UpstreamKey, Verdict,
     VhostPolicy, World,
 };
 use tokio::sync::mpsc;
@@ -154,14 +154,14 @@ impl Control {
 
     /// Backends that requests are kept from, or only some of them are carried to, each once.
     fn circuits(&self, world: &World) -> Vec<CircuitView> {
-        let loads: HashMap<BackendKey, BackendLoad> = self.data.backend_loads().into_iter().collect();
+        let loads = self.data.backend_loads();
         let mut found: BTreeMap<(String, SocketAddrV4), CircuitView> = BTreeMap::new();
         for route in world.routes.values() {
             for service in route.services() {
                 let is_sole = service.candidates.len() == 1;
                 for backend in &service.candidates {
                     let addr = backend.key.addr;
-                    let Some(load) = loads.get(&backend.key) else { continue };
+                    let Some(load) = loads.get(&service.upstream(backend.key)) else { continue };
                     let Some(note) = proximity_proxy::note(load, &route.policy, is_sole) else { continue };
                     let view = CircuitView {
                         app: route.app.to_string(),
@@ -283,7 +283,7 @@ impl Appliance for Control {
         daemon::check_authority(path)
     }
 
-    fn backend_load(&self, key: &BackendKey, policy: &VhostPolicy, is_sole: bool) -> Option<LoadView> {
+    fn backend_load(&self, key: &UpstreamKey, policy: &VhostPolicy, is_sole: bool) -> Option<LoadView> {
         let load = self.data.backend_load(key)?;
         Some(LoadView {
             in_flight: load.in_flight,

@@ -1,7 +1,7 @@
 //! The data threads: each has its own runtime and its own sockets, and serves DNS and HTTP from the
 //! published world.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
@@ -17,7 +17,7 @@ use proximity_proxy::{
     AccessLog, AccessLogCounts, AppTotals, BackendLoad, Counters, Course, DataPlane, Probed, Shared,
     StreamForwards, StreamThread, Totals,
 };
-use proximity_table::{BackendKey, ProxySettings, World};
+use proximity_table::{ProxySettings, UpstreamKey, World};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -170,7 +170,7 @@ impl DataThreads {
     }
 
     /// What requests found out of a backend; `None` when there was none.
-    pub fn backend_load(&self, key: &BackendKey) -> Option<BackendLoad> {
+    pub fn backend_load(&self, key: &UpstreamKey) -> Option<BackendLoad> {
         let shared = &self.shared;
         shared.backends.find(key).map(|state| state.load(shared.millis(Instant::now())))
     }
@@ -283,15 +283,17 @@ impl DataThreads {
 
     /// A probe is over: what requests met before may be past, and a backend that is healthy again starts slowly.
     pub fn backend_probed(&self, probed: Probed) {
-        let Some(state) = self.shared.backends.find(&probed.key) else { return };
+        let backends = &self.shared.backends;
         let now_ms = self.shared.millis(Instant::now());
-        match probed.met {
-            Some(Ok(())) => state.met.note_answer(),
-            Some(Err(reason)) => state.met.note_failure(reason, now_ms),
-            None => {}
+        if let Some(state) = backends.find(&probed.upstream) {
+            match probed.met {
+                Some(Ok(())) => state.met.note_answer(),
+                Some(Err(reason)) => state.met.note_failure(reason, now_ms),
+                None => {}
+            }
         }
         if probed.became_healthy {
-            state.became_usable(now_ms);
+            backends.of(&probed.upstream.backend).iter().for_each(|state| state.became_usable(now_ms));
         }
     }
 
@@ -305,8 +307,8 @@ impl DataThreads {
         self.shared.settings.load_full()
     }
 
-    /// What requests have found out about the backends, in the order of their keys.
-    pub fn backend_loads(&self) -> Vec<(BackendKey, BackendLoad)> {
+    /// What requests have found out about the backends.
+    pub fn backend_loads(&self) -> HashMap<UpstreamKey, BackendLoad> {
         self.shared.backends.loads(self.shared.millis(Instant::now()))
     }
 
@@ -318,13 +320,12 @@ impl DataThreads {
     /// Lets go of what is known of apps and backends that the world no longer has.
     pub fn tidy(&self, world: &World) {
         let mut apps: HashSet<&str> = HashSet::new();
-        let mut backends: HashSet<BackendKey> = HashSet::new();
+        let mut backends: HashSet<UpstreamKey> = HashSet::new();
         for route in world.routes.values() {
             apps.insert(&route.app);
-            backends.extend(route.backends().chain(&route.auth_backend).map(|backend| backend.key));
+            backends.extend(route.upstreams().map(|(upstream, _)| upstream));
+            backends.extend(route.auth_backend.iter().map(|backend| UpstreamKey::plain(backend.key)));
         }
-        let targets = world.forwards.iter().flat_map(|forward| &forward.targets);
-        backends.extend(targets.map(|target| target.key));
         self.shared.apps.retain(|app| apps.contains(app));
         self.shared.backends.retain(|key| backends.contains(key));
     }

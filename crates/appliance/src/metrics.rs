@@ -1,13 +1,13 @@
 //! What `/metrics` shows. Labels come from the table and from closed sets, never from clients.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use proximity_admin::{Appliance, ForwardFigures, MetricKind, MetricsText};
 use proximity_dhcp::Drop;
 use proximity_dns::DnsSnapshot;
 use proximity_proxy::{AccessLogCounts, AppTotals, BackendLoad, Circuit, Reason, Totals};
-use proximity_table::{AppState, BackendKey, HealthState, ResolvedForward, Verdict, World};
+use proximity_table::{AppState, HealthState, ResolvedForward, UpstreamKey, Verdict, World};
 
 use crate::control::Control;
 use crate::log;
@@ -143,11 +143,11 @@ fn by_app(page: &mut MetricsText, apps: &[(Arc<str>, AppTotals)], others: &AppTo
     all().for_each(|(app, totals)| sent.sample(&[("app", app)], totals.sent));
 }
 
-fn by_backend(page: &mut MetricsText, world: &World, loads: &[(BackendKey, BackendLoad)]) {
-    let mut known: BTreeMap<(&str, String), (BackendKey, HealthState)> = BTreeMap::new();
+fn by_backend(page: &mut MetricsText, world: &World, loads: &HashMap<UpstreamKey, BackendLoad>) {
+    let mut known: BTreeMap<(&str, String), (UpstreamKey, HealthState)> = BTreeMap::new();
     for route in world.routes.values() {
-        for backend in route.backends() {
-            known.insert((&route.app, backend.key.addr.to_string()), (backend.key, backend.state()));
+        for (upstream, backend) in route.upstreams() {
+            known.insert((&route.app, backend.key.addr.to_string()), (upstream, backend.state()));
         }
     }
     let help = "Whether the last probes of a backend passed.";
@@ -159,10 +159,7 @@ fn by_backend(page: &mut MetricsText, world: &World, loads: &[(BackendKey, Backe
     // Those that got requests.
     let loads: Vec<(&str, &str, &BackendLoad)> = known
         .iter()
-        .filter_map(|((app, backend), (key, _))| {
-            let at = loads.binary_search_by_key(key, |(key, _)| *key).ok()?;
-            Some((*app, backend.as_str(), &loads[at].1))
-        })
+        .filter_map(|((app, backend), (key, _))| Some((*app, backend.as_str(), loads.get(key)?)))
         .collect();
     let mut each = |name, kind, help, value: fn(&BackendLoad) -> u32| {
         let mut family = page.family(name, kind, help);
@@ -260,8 +257,8 @@ mod tests {
     use proximity_config::Config;
     use proximity_proxy::AppCounters;
     use proximity_table::{
-        BackendTarget, Change, Facts, Forward, Generation, Health, Ledger, Protocol, Source, Timestamp,
-        Touched, Vhost,
+        BackendKey, BackendTarget, Change, Facts, Forward, Generation, Health, Ledger, Protocol, Source,
+        Timestamp, Touched, Vhost,
     };
 
     use super::*;
@@ -331,7 +328,8 @@ mod tests {
             is_known: false,
             usable_for_ms: 0,
         };
-        let page = with(|page| by_backend(page, &world, &[(key(80), load), (key(99), load)]));
+        let loads = [80, 99].map(|port| (UpstreamKey::plain(key(port)), load)).into();
+        let page = with(|page| by_backend(page, &world, &loads));
         for line in [
             r#"proximity_backend_healthy{app="wiki",backend="10.20.0.5:80"} 1"#,
             r#"proximity_backend_healthy{app="wiki",backend="10.20.0.5:81"} 0"#,

@@ -77,7 +77,7 @@ impl Exchange<'_, '_, '_> {
         self.ticket.lane = Some(lane.clone());
         // What a question that came to nothing means for the request.
         let unavailable = |reason: Reason| -> Refusal {
-            if reason.is_of_every_vhost() {
+            if reason.is_of_backend() {
                 member.state.met.note_failure(reason, worker.now_ms());
             }
             match reason {

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use proximity_table::{BackendKey, PassivePolicy};
+use proximity_table::{BackendKey, PassivePolicy, UpstreamKey};
 
 use crate::backend_slots::{Full, InFlight, QueueFull, Slots, Waiting};
 use crate::{LastFailure, LastMet, Reason};
@@ -96,12 +96,15 @@ pub struct BackendLoad {
     pub usable_for_ms: u64,
 }
 
-/// Every backend's state, found by what the backend is known by. Data threads keep what they found, and ask
-/// again only for a route that is new to them.
+/// Every backend's state, one for each way in which it is spoken to: these share its slots alone. Data threads keep
+/// what they found, and ask again only for a route that is new to them.
 #[derive(Debug, Default)]
 pub struct Backends {
-    of: Mutex<HashMap<BackendKey, Arc<BackendState>>>,
+    of: Mutex<HashMap<BackendKey, States>>,
 }
+
+/// Nearly always one.
+type States = Vec<(UpstreamKey, Arc<BackendState>)>;
 
 impl From<PassivePolicy> for Passive {
     fn from(policy: PassivePolicy) -> Passive {
@@ -113,8 +116,12 @@ impl From<PassivePolicy> for Passive {
 impl BackendState {
     /// A backend that becomes usable now.
     pub fn new(now_ms: u64) -> BackendState {
+        BackendState::with(Arc::default(), now_ms)
+    }
+
+    fn with(slots: Arc<Slots>, now_ms: u64) -> BackendState {
         BackendState {
-            slots: Arc::default(),
+            slots,
             gate: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             usable_since: AtomicU64::new(now_ms),
@@ -267,29 +274,47 @@ impl BackendState {
 
 impl Backends {
     /// The state of a backend; a new one becomes usable now.
-    pub fn state(&self, key: BackendKey, now_ms: u64) -> Arc<BackendState> {
-        self.lock().entry(key).or_insert_with(|| Arc::new(BackendState::new(now_ms))).clone()
+    pub fn state(&self, key: &UpstreamKey, now_ms: u64) -> Arc<BackendState> {
+        let mut of = self.lock();
+        let states = of.entry(key.backend).or_default();
+        if let Some((_, state)) = states.iter().find(|(known, _)| known == key) {
+            return state.clone();
+        }
+        let slots = states.first().map(|(_, state)| state.slots.clone()).unwrap_or_default();
+        let state = Arc::new(BackendState::with(slots, now_ms));
+        states.push((key.clone(), state.clone()));
+        state
     }
 
     /// The state of a backend that is known already.
-    pub fn find(&self, key: &BackendKey) -> Option<Arc<BackendState>> {
-        self.lock().get(key).cloned()
+    pub fn find(&self, key: &UpstreamKey) -> Option<Arc<BackendState>> {
+        let of = self.lock();
+        let (_, state) = of.get(&key.backend)?.iter().find(|(known, _)| known == key)?;
+        Some(state.clone())
+    }
+
+    /// The states of a backend, however it is spoken to.
+    pub fn of(&self, backend: &BackendKey) -> Vec<Arc<BackendState>> {
+        let of = self.lock();
+        of.get(backend).into_iter().flatten().map(|(_, state)| state.clone()).collect()
     }
 
     /// Forgets the backends that the world no longer has. Requests that are on their way to one end as they
     /// would have.
-    pub fn retain(&self, mut is_known: impl FnMut(&BackendKey) -> bool) {
-        self.lock().retain(|key, _| is_known(key));
+    pub fn retain(&self, mut is_known: impl FnMut(&UpstreamKey) -> bool) {
+        self.lock().retain(|_, states| {
+            states.retain(|(key, _)| is_known(key));
+            !states.is_empty()
+        });
     }
 
-    /// Every backend as it is now, in the order of their addresses.
-    pub fn loads(&self, now_ms: u64) -> Vec<(BackendKey, BackendLoad)> {
-        let mut loads: Vec<_> = self.lock().iter().map(|(key, state)| (*key, state.load(now_ms))).collect();
-        loads.sort_unstable_by_key(|(key, _)| *key);
-        loads
+    /// Every backend as it is now.
+    pub fn loads(&self, now_ms: u64) -> HashMap<UpstreamKey, BackendLoad> {
+        let of = self.lock();
+        of.values().flatten().map(|(key, state)| (key.clone(), state.load(now_ms))).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<BackendKey, Arc<BackendState>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<BackendKey, States>> {
         self.of.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -320,6 +345,8 @@ fn gate_until(now_ms: u64, pause_ms: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, SocketAddrV4};
+
+    use proximity_table::{BackendProtocol, BackendTls};
 
     use super::*;
 
@@ -418,14 +445,32 @@ mod tests {
     #[test]
     fn the_next_owner_of_an_address_starts_anew_and_the_former_is_forgotten() {
         let addr = SocketAddrV4::new(Ipv4Addr::new(10, 20, 0, 9), 80);
-        let (old, new) = (BackendKey { addr, epoch: 1 }, BackendKey { addr, epoch: 2 });
+        let [old, new] = [1, 2].map(|epoch| UpstreamKey::plain(BackendKey { addr, epoch }));
         let backends = Backends::default();
-        let slot = backends.state(old, 0).enter(0).unwrap();
-        assert_eq!(backends.state(old, 5).in_flight(), 1);
-        assert_eq!(backends.state(new, 5).in_flight(), 0);
+        let slot = backends.state(&old, 0).enter(0).unwrap();
+        assert_eq!(backends.state(&old, 5).in_flight(), 1);
+        assert_eq!(backends.state(&new, 5).in_flight(), 0);
         assert_eq!(backends.loads(5).len(), 2);
         backends.retain(|key| *key == new);
         assert!(backends.find(&old).is_none() && backends.find(&new).is_some());
         drop(slot);
+    }
+
+    #[test]
+    fn what_is_wrong_with_one_way_to_speak_to_a_backend_does_not_pause_another() {
+        let addr = SocketAddrV4::new(Ipv4Addr::new(10, 20, 0, 9), 443);
+        let clear = UpstreamKey::plain(BackendKey { addr, epoch: 1 });
+        let tls = BackendTls::default();
+        let https = UpstreamKey::new(clear.backend, BackendProtocol::Https, &tls);
+        let backends = Backends::default();
+        let (wrong, right) = (backends.state(&clear, 0), backends.state(&https, 0));
+        assert!((0..3).any(|_| wrong.failed(false, &PASSIVE, 0)), "it is paused");
+        assert_eq!(wrong.circuit(0), Circuit::Open { until_ms: 500 });
+        assert_eq!(right.circuit(0), Circuit::Closed);
+        // It carries as many requests as it may, whoever sends them.
+        let slot = wrong.enter(1).unwrap();
+        assert!(right.is_full(1) && backends.of(&clear.backend).len() == 2);
+        drop(slot);
+        assert!(!right.is_full(1));
     }
 }

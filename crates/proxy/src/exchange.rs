@@ -177,7 +177,7 @@ impl Exchange<'_, '_, '_> {
                 Err(broke) => {
                     failure = broke.reason;
                     now_ms = worker.now_ms();
-                    if failure.is_of_every_vhost() {
+                    if failure.is_of_backend() {
                         member.state.met.note_failure(failure, now_ms);
                         member.state.failed(chosen.trial, &site.passive, now_ms);
                     }

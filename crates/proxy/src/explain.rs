@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 
 use proximity_table::{
-    Action, Backend, BackendKey, HealthState, ProxySettings, Route, Service, Timestamp, World,
+    Action, Backend, HealthState, ProxySettings, Route, Service, Timestamp, UpstreamKey, World,
 };
 
 use crate::health::meets;
@@ -23,7 +23,7 @@ pub struct Question<'a> {
     /// What was counted of the app.
     pub counts: &'a AppTotals,
     /// What requests found out of a backend.
-    pub load: &'a dyn Fn(&BackendKey) -> Option<BackendLoad>,
+    pub load: &'a dyn Fn(&UpstreamKey) -> Option<BackendLoad>,
     /// The present time.
     pub now: Timestamp,
 }
@@ -140,7 +140,7 @@ impl Question<'_> {
 
     /// What a request meets at a backend: what the last one did, or as long as there was none what its probes say.
     fn failure(&self, backend: &Backend, service: &Service) -> Option<Reason> {
-        match (self.load)(&backend.key).filter(|load| load.is_known) {
+        match (self.load)(&service.upstream(backend.key)).filter(|load| load.is_known) {
             Some(load) => load.failing(),
             None => met_by_probes(backend, service),
         }
@@ -148,7 +148,7 @@ impl Question<'_> {
 
     /// What a question meets at the service that decides who may come in.
     pub fn auth_failure(&self, service: &Backend) -> Option<Reason> {
-        match (self.load)(&service.key).filter(|load| load.is_known) {
+        match (self.load)(&UpstreamKey::plain(service.key)).filter(|load| load.is_known) {
             Some(load) => load.failing(),
             None => failed_probe(service).and_then(meets),
         }

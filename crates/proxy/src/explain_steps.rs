@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use proximity_table::{
     Access, Action, Backend, BackendTarget, HostPolicy, Label, Rate, Redirect, Route, Service, Source, Span,
-    Verdict, Vhost,
+    UpstreamKey, Verdict, Vhost,
 };
 
 use crate::condition::{Condition, met};
@@ -151,7 +151,8 @@ impl Steps<'_> {
             }
             Some(backend) => {
                 let name = named(&auth.to, backend);
-                let load = (self.question.load)(&backend.key).filter(|load| load.is_known);
+                let load =
+                    (self.question.load)(&UpstreamKey::plain(backend.key)).filter(|load| load.is_known);
                 let reason = backend.health.as_ref().and_then(|health| health.reason.as_deref());
                 let seen = match (load, reason) {
                     (Some(load), _) => format!("; it {}", last_request(&load)),
@@ -219,7 +220,7 @@ impl Steps<'_> {
                 Verdict::Stopped | Verdict::Disabled => Vec::new(),
             };
             for backend in shown {
-                self.backend(route, backend.key.addr.to_string(), backend, is_sole, true);
+                self.backend(route, service, backend.key.addr.to_string(), backend, is_sole, true);
             }
             return;
         };
@@ -234,7 +235,7 @@ impl Steps<'_> {
                 }
                 Some(backend) => {
                     let gets = usable.iter().any(|one| one.key == backend.key);
-                    self.backend(route, named(target, &backend), &backend, is_sole, gets);
+                    self.backend(route, service, named(target, &backend), &backend, is_sole, gets);
                 }
             }
         }
@@ -246,6 +247,7 @@ impl Steps<'_> {
     fn backend(
         &mut self,
         route: &Route,
+        service: &Service,
         name: String,
         backend: &Backend,
         is_sole: bool,
@@ -275,7 +277,7 @@ impl Steps<'_> {
             );
             self.add("header", false, says);
         }
-        let Some(load) = (self.question.load)(&backend.key) else { return };
+        let Some(load) = (self.question.load)(&service.upstream(backend.key)) else { return };
         let condition = Condition::of(&load, &route.policy);
         if !load.is_known && load.in_flight == 0 && condition == Condition::Closed {
             return;

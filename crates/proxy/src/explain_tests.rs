@@ -86,7 +86,7 @@ impl Scene {
             from: from.map(|from| from.parse::<IpAddr>().unwrap()),
             settings: &self.settings,
             counts: &self.counters.snapshot(),
-            load: &|key| self.loads.get(key).copied(),
+            load: &|key| self.loads.get(&key.backend).copied(),
             now: NOW,
         };
         Told(explain(&question, world.route(host).map(|route| &**route)))

@@ -1,6 +1,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
-use proximity_table::{BackendKey, BackendProtocol, BackendTls, Service};
+use proximity_table::{BackendKey, BackendProtocol, UpstreamKey};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
@@ -44,7 +44,7 @@ const FRESH: u32 = 2;
 /// owner of an address never gets a connection that was opened to the one before.
 #[derive(Debug)]
 pub struct Pool {
-    lanes: RefCell<HashMap<LaneKey, Rc<Lane>, BuildHasherDefault<KeyHasher>>>,
+    lanes: RefCell<HashMap<UpstreamKey, Rc<Lane>, BuildHasherDefault<KeyHasher>>>,
     kept: Rc<Cell<usize>>,
     ticks: Ticks,
     /// Seconds after which a kept connection is closed.
@@ -53,18 +53,10 @@ pub struct Pool {
     counters: Arc<Counters>,
 }
 
-/// A backend and how it is spoken to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct LaneKey {
-    backend: BackendKey,
-    protocol: BackendProtocol,
-    tls: Option<BackendTls>,
-}
-
 /// The way to one backend.
 #[derive(Debug)]
 pub struct Lane {
-    pub key: LaneKey,
+    pub key: UpstreamKey,
     /// `address:port`, as the backend is told.
     pub host: String,
     kept: RefCell<Vec<Kept>>,
@@ -137,18 +129,8 @@ impl Pool {
         Pool { lanes: RefCell::default(), kept: Rc::default(), ticks, idle, tls: Tls::default(), counters }
     }
 
-    /// The way to a backend of a service.
-    pub fn lane(&self, backend: BackendKey, service: &Service) -> Rc<Lane> {
-        let tls = (service.protocol == BackendProtocol::Https).then(|| service.tls.clone());
-        self.lane_of(LaneKey { backend, protocol: service.protocol, tls })
-    }
-
-    /// The way to a backend that speaks HTTP/1 in clear.
-    pub fn plain_lane(&self, backend: BackendKey) -> Rc<Lane> {
-        self.lane_of(LaneKey { backend, protocol: BackendProtocol::Http, tls: None })
-    }
-
-    fn lane_of(&self, key: LaneKey) -> Rc<Lane> {
+    /// The way to a backend.
+    pub fn lane(&self, key: UpstreamKey) -> Rc<Lane> {
         let mut lanes = self.lanes.borrow_mut();
         let lane = lanes.entry(key).or_insert_with_key(|key| {
             Rc::new(Lane {

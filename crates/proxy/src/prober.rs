@@ -3,7 +3,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
-use proximity_table::{BackendKey, Health, HealthState, Timestamp, World};
+use proximity_table::{BackendKey, Health, HealthState, Timestamp, UpstreamKey, World};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -24,10 +24,10 @@ const REST: u32 = 20;
 pub type HealthReport = (Arc<str>, BackendKey, Option<Health>);
 
 /// A probe that is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probed {
-    /// The backend.
-    pub key: BackendKey,
+    /// The backend, and how it was spoken to.
+    pub upstream: UpstreamKey,
     /// What requests meet there, where the probe asked as they do: an answer, or what follows from a connection that
     /// did not come about. `None` where that does not follow.
     pub met: Option<Result<(), Reason>>,
@@ -182,7 +182,8 @@ impl Schedule {
             Some(reason) => meets(&reason).map(Err),
         };
         let became_healthy = !was_healthy && entry.monitor.health().state == HealthState::Healthy;
-        told(Probed { key, met: met.filter(|_| asked_itself), became_healthy });
+        let upstream = UpstreamKey::new(key, entry.plan.protocol, &entry.plan.tls);
+        told(Probed { upstream, met: met.filter(|_| asked_itself), became_healthy });
         let health = health?;
         entry.reported = true;
         Some((entry.key.0.clone(), entry.key.1, Some(health)))

@@ -2,7 +2,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use proximity_table::{Action, PathRoute, Rate, Redirect, Route, Service, Verdict, VhostPolicy};
+use proximity_table::{Action, PathRoute, Rate, Redirect, Route, UpstreamKey, Verdict, VhostPolicy};
 
 use crate::mixing::fnv;
 use crate::pool::{Lane, Pool};
@@ -72,17 +72,19 @@ impl Site {
         let from_lease = route.from_lease();
         let policy = &*route.policy;
         let of = |(path, action): (&str, &Action)| match action {
-            Action::Proxy(service) => Ways::new(path, service, from_lease, pool, shared, now_ms),
+            Action::Proxy(service) => {
+                let usable = service.usable(from_lease).map(|backend| service.upstream(backend.key));
+                Ways::new(path, usable, pool, shared, now_ms)
+            }
             Action::Redirect(_) => Ways::default(),
         };
         let paths = route.paths.iter().map(|path| (&*path.prefix, &path.action));
         let ways = std::iter::once(("/", &route.root)).chain(paths).map(of).collect();
         let access = AccessRules::from(&policy.access);
-        let auth = route.auth_backend.as_ref().map(|backend| Ways {
-            members: vec![Member { key: backend.key, state: shared.backends.state(backend.key, now_ms) }],
-            lanes: vec![pool.plain_lane(backend.key)],
-            path: "/".into(),
-        });
+        let auth = route
+            .auth_backend
+            .as_ref()
+            .map(|backend| Ways::new("/", [UpstreamKey::plain(backend.key)], pool, shared, now_ms));
         // The configuration was checked, perhaps by another version: what nevertheless cannot be done closes the vhost,
         // for a header that was to go may be a secret.
         let compiled = Compiled::new(policy);
@@ -145,17 +147,16 @@ impl Site {
 impl Ways {
     fn new(
         path: &str,
-        service: &Service,
-        from_lease: bool,
+        upstreams: impl IntoIterator<Item = UpstreamKey>,
         pool: &Pool,
         shared: &Shared,
         now_ms: u64,
     ) -> Ways {
         let mut ways = Ways { path: path.into(), ..Ways::default() };
-        for backend in service.usable(from_lease) {
-            let state = shared.backends.state(backend.key, now_ms);
-            ways.members.push(Member { key: backend.key, state });
-            ways.lanes.push(pool.lane(backend.key, service));
+        for upstream in upstreams {
+            let state = shared.backends.state(&upstream, now_ms);
+            ways.members.push(Member { key: upstream.backend, state });
+            ways.lanes.push(pool.lane(upstream));
         }
         ways
     }

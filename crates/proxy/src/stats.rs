@@ -145,12 +145,6 @@ impl Reason {
                 | Reason::BackendSlow
         )
     }
-
-    /// Whether it bears on the backend for every vhost that leads there. What one of them asks of a certificate does
-    /// not.
-    pub fn is_of_every_vhost(self) -> bool {
-        self.is_of_backend() && !matches!(self, Reason::BackendTls | Reason::BackendUntrusted)
-    }
 }
 
 /// Something for each reason, in the order of [`Reason::ALL`].

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use proximity_table::{BackendKey, PassivePolicy, ResolvedForward, StreamPolicy};
+use proximity_table::{BackendKey, PassivePolicy, ResolvedForward, StreamPolicy, UpstreamKey};
 
 use crate::backend_slots::InFlight;
 use crate::backend_state::{Backends, Passive};
@@ -43,7 +43,7 @@ impl Attempts {
         now_ms: u64,
     ) -> Attempts {
         let passive = PassivePolicy::default();
-        let member = |key| Member { key, state: backends.state(key, now_ms) };
+        let member = |key| Member { key, state: backends.state(&UpstreamKey::plain(key), now_ms) };
         Attempts {
             members: forward.usable().map(|target| member(target.key)).collect(),
             rules: Rules {

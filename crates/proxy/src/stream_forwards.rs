@@ -1,6 +1,6 @@
 //! Forwarded ports that the appliance carries itself: which are listened on, by all data threads together.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, UdpSocket};
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use proximity_table::{BackendKey, Generation, Protocol, ResolvedForward, World};
+use proximity_table::{BackendKey, Generation, Protocol, ResolvedForward, UpstreamKey, World};
 use socket2::SockRef;
 use tokio::sync::{mpsc, watch};
 
@@ -143,8 +143,10 @@ impl StreamForwards {
         }
         control.inherited.clear();
         drop(control);
-        let targets: BTreeSet<BackendKey> =
-            carried.flat_map(|forward| &forward.targets).map(|target| target.key).collect();
+        let targets: HashSet<UpstreamKey> = carried
+            .flat_map(|forward| &forward.targets)
+            .map(|target| UpstreamKey::plain(target.key))
+            .collect();
         self.shared.backends.retain(|key| targets.contains(key));
         self.shared.gauges().retain(|port, _| wanted.contains(port));
         failed
@@ -191,7 +193,7 @@ impl StreamForwards {
 
     /// How busy a target is, if anything was ever sent there.
     pub fn target_load(&self, key: &BackendKey) -> Option<BackendLoad> {
-        self.shared.backends.find(key).map(|state| state.load(self.shared.now_ms()))
+        self.shared.backends.find(&UpstreamKey::plain(*key)).map(|state| state.load(self.shared.now_ms()))
     }
 
     /// How often `reason` stopped something.

@@ -7,7 +7,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proximity_table::{BackendKey, PassivePolicy, Protocol, ResolvedForward, StreamPolicy, World};
+use proximity_table::{
+    BackendKey, PassivePolicy, Protocol, ResolvedForward, StreamPolicy, UpstreamKey, World,
+};
 use slab::Slab;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, watch};
@@ -203,14 +205,14 @@ impl Worker {
 
     /// Notes that nothing listens at a target.
     pub fn target_failed(&self, key: BackendKey) {
-        if let Some(state) = self.shared.backends.find(&key) {
+        if let Some(state) = self.shared.backends.find(&UpstreamKey::plain(key)) {
             state.failed(false, &PassivePolicy::default().into(), self.now_ms());
         }
     }
 
     /// Notes that a target is there.
     pub fn target_answered(&self, key: BackendKey) {
-        if let Some(state) = self.shared.backends.find(&key) {
+        if let Some(state) = self.shared.backends.find(&UpstreamKey::plain(key)) {
             state.succeeded(true, self.now_ms());
         }
     }

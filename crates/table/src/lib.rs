@@ -73,7 +73,7 @@ pub use policy::{
 };
 pub use proxy_settings::{LogSettings, ProxySettings};
 pub use record::{Record, RecordData, RecordError, RecordType};
-pub use route::{Action, Backend, PathRoute, Route, Service, Verdict};
+pub use route::{Action, Backend, PathRoute, Route, Service, UpstreamKey, Verdict};
 pub use time::{Span, Timestamp};
 pub use vhost::{
     BackendProtocol, BackendTarget, BackendTls, HealthPolicy, ProbeKind, Redirect, Vhost, VhostPath,

@@ -69,6 +69,18 @@ pub struct Backend {
     pub health: Option<Health>,
 }
 
+/// A backend and how it is spoken to. What one vhost does wrong, say HTTP to a port that speaks TLS, tells others that
+/// speak to it as they should nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UpstreamKey {
+    /// The backend.
+    pub backend: BackendKey,
+    /// How it is spoken to.
+    pub protocol: BackendProtocol,
+    /// Whom it must prove to be; `None` in clear.
+    pub tls: Option<BackendTls>,
+}
+
 /// What a request for a vhost meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
@@ -83,15 +95,6 @@ pub enum Verdict {
 }
 
 impl Route {
-    /// What becomes of a request for a path (normalised, without the query), and the prefix that claimed it:
-    /// the longest one. `/api` claims `/api` and `/api/x`, not `/apix`.
-    pub fn action(&self, path: &str) -> (&Action, Option<&PathRoute>) {
-        match self.paths.iter().find(|route| route.claims(path)) {
-            Some(route) => (&route.action, Some(route)),
-            None => (&self.root, None),
-        }
-    }
-
     /// Every set of backends, the one without a path first.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         let actions = std::iter::once(&self.root).chain(self.paths.iter().map(|path| &path.action));
@@ -101,6 +104,13 @@ impl Route {
     /// Every backend of every service, in the order of preference.
     pub fn backends(&self) -> impl Iterator<Item = &Backend> {
         self.services().flat_map(|service| &service.candidates)
+    }
+
+    /// The same with how each is spoken to.
+    pub fn upstreams(&self) -> impl Iterator<Item = (UpstreamKey, &Backend)> {
+        self.services().flat_map(|service| {
+            service.candidates.iter().map(|backend| (service.upstream(backend.key), backend))
+        })
     }
 
     /// What a request that no path claims meets; a redirect is ready.
@@ -124,15 +134,25 @@ impl Action {
     }
 }
 
-impl PathRoute {
-    /// Whether a path is the prefix or lies below it.
-    pub fn claims(&self, path: &str) -> bool {
-        let rest = path.strip_prefix(&*self.prefix);
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+impl UpstreamKey {
+    /// A backend that is spoken to so; `tls` matters to HTTPS alone.
+    pub fn new(backend: BackendKey, protocol: BackendProtocol, tls: &BackendTls) -> UpstreamKey {
+        let tls = (protocol == BackendProtocol::Https).then(|| tls.clone());
+        UpstreamKey { backend, protocol, tls }
+    }
+
+    /// A backend that is spoken to in clear.
+    pub fn plain(backend: BackendKey) -> UpstreamKey {
+        UpstreamKey { backend, protocol: BackendProtocol::Http, tls: None }
     }
 }
 
 impl Service {
+    /// One of its backends, and how it is spoken to.
+    pub fn upstream(&self, backend: BackendKey) -> UpstreamKey {
+        UpstreamKey::new(backend, self.protocol, &self.tls)
+    }
+
     /// The backends that a request may go to: the healthy ones, else all of those that may be tried.
     ///
     /// A vhost made from a lease offers ports that are only guesses until a probe passes, so only the

@@ -45,7 +45,7 @@ fn one_vhost_gets_what_is_for_nobody_and_the_files_goes_first() {
 }
 
 #[test]
-fn the_longest_prefix_claims_a_path() {
+fn paths_stand_in_the_order_in_which_they_claim() {
     let mut table = Table::new();
     let path = |prefix: &str, app: &str| VhostPath {
         prefix: prefix.into(),
@@ -64,30 +64,17 @@ fn the_longest_prefix_claims_a_path() {
     table.apply(Change::Vhost(Source::Api, shop.clone().into()));
     table.apply(Change::Lease(lease(101, 1, "api", 2)));
     let route = table.world.route("shop.prox.local").unwrap().clone();
-    let prefix = |path: &str| route.action(path).1.map_or("", |route| &*route.prefix).to_owned();
-    for (path, claimed) in [
-        ("/", ""),
-        ("/api", "/api"),
-        ("/api/", "/api"),
-        ("/api/x", "/api"),
-        ("/apix", ""),
-        ("/API", ""),
-        ("/api/v2", "/api/v2"),
-        ("/api/v2/x", "/api/v2"),
-        ("/api/v20", "/api"),
-        ("/old/x", "/old"),
-        ("", ""),
-    ] {
-        assert_eq!(prefix(path), claimed, "{path}");
-    }
+    let prefixes: Vec<&str> = route.paths.iter().map(|path| &*path.prefix).collect();
+    assert_eq!(prefixes, ["/api/v2", "/api", "/old"], "whoever takes the first that fits takes the longest");
     // Each with a verdict of its own: one app is there, the other is not.
-    let verdict = |path: &str| route.action(path).0.service().map(|service| service.verdict);
-    assert_eq!((verdict("/api"), verdict("/api/v2")), (Some(Verdict::Ready), Some(Verdict::Stopped)));
-    assert_eq!((verdict("/"), verdict("/old")), (Some(Verdict::Ready), None));
+    let verdict = |action: &Action| action.service().map(|service| service.verdict);
+    let verdicts: Vec<_> = route.paths.iter().map(|path| verdict(&path.action)).collect();
+    assert_eq!(verdicts, [Some(Verdict::Stopped), Some(Verdict::Ready), None]);
+    assert_eq!(verdict(&route.root), Some(Verdict::Ready));
     assert_eq!(route.backends().count(), 2);
 
     table.apply(Change::Lease(lease(102, 2, "next", 3)));
-    let next = table.world.route("shop.prox.local").unwrap().action("/api/v2").0.clone();
+    let next = &table.world.route("shop.prox.local").unwrap().paths[0].action;
     assert_eq!(next.service().unwrap().candidates[0].key.addr.to_string(), "10.20.0.102:80");
 
     // A disabled vhost says so at every path, and sends nobody elsewhere.
@@ -95,7 +82,7 @@ fn the_longest_prefix_claims_a_path() {
     shop.redirect = Some(Redirect { to: "https://else.example{uri}".into(), status: 302 });
     table.apply(Change::Vhost(Source::Api, shop.into()));
     let route = table.world.route("shop.prox.local").unwrap();
-    assert_eq!(route.action("/old").0.service().map(|service| service.verdict), Some(Verdict::Disabled));
+    assert!(route.paths.is_empty());
     assert_eq!(route.verdict(), Verdict::Disabled);
 }
 

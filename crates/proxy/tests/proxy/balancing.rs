@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use proximity_proxy::Circuit;
 use proximity_table::{
-    Affinity, BackendKey, Balance, Change, PassivePolicy, Source, VhostLimits, VhostPolicy,
+    Affinity, BackendKey, Balance, Change, PassivePolicy, Source, UpstreamKey, VhostLimits, VhostPolicy,
 };
 
 use crate::scripts::working;
@@ -145,7 +145,7 @@ fn key(backend: &Backend) -> BackendKey {
 
 /// Waits until so many stand in line for a backend.
 fn until_waiting(proxy: &Proxy, backend: &Backend, count: u32) {
-    let state = proxy.shared.backends.find(&key(backend)).unwrap();
+    let state = proxy.shared.backends.find(&UpstreamKey::plain(key(backend))).unwrap();
     let began = Instant::now();
     while state.waiting() != count {
         assert!(began.elapsed() < PATIENCE, "{} wait", state.waiting());
@@ -207,7 +207,7 @@ fn who_waited_speaks_for_the_time_after_the_wait() {
         one_at_a_time(policy);
         policy.passive = PassivePolicy { failures: 1, window: 30, pause: 1 };
     });
-    let state = |proxy: &Proxy| proxy.shared.backends.find(&key(&backend)).unwrap();
+    let state = |proxy: &Proxy| proxy.shared.backends.find(&UpstreamKey::plain(key(&backend))).unwrap();
     assert_eq!(proxy.get("wiki.prox.local", "/break").status, 502);
     let held = hold(&proxy);
     arrivals.recv_timeout(PATIENCE).unwrap();
@@ -309,7 +309,7 @@ fn a_backend_that_joins_gets_little_at_first() {
     let proxy = Proxy::start(&table);
     assert_eq!(ask(&proxy, "").text(), "old");
     // Only time brings the old one to its full share.
-    let state = proxy.shared.backends.find(&key(&old)).unwrap();
+    let state = proxy.shared.backends.find(&UpstreamKey::plain(key(&old))).unwrap();
     let began = Instant::now();
     while state.weight(proxy.now_ms(), u64::from(SLOW_START) * 1000) < FULL_WEIGHT {
         assert!(began.elapsed() < PATIENCE, "never there");

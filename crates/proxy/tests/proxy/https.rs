@@ -144,6 +144,30 @@ fn what_one_vhost_asks_of_a_certificate_is_not_held_against_the_backend() {
 }
 
 #[test]
+fn what_one_vhost_speaks_wrongly_is_not_held_against_the_backend() {
+    let backend = answering();
+    let wrong = Vhost::new(
+        "wrong".parse().unwrap(),
+        "wrong.prox.local".parse().unwrap(),
+        vec![BackendTarget::Address(backend.addr)],
+    );
+    // Were the first backend paused, the second would get every request.
+    let mut both = https(backend.addr, BackendTls::default());
+    let other = answering();
+    both.backends.push(BackendTarget::Address(other.addr));
+    let proxy = Proxy::start(&Table::of(vec![wrong, both]));
+    for _ in 0..20 {
+        assert_eq!(proxy.get("wrong.prox.local", "/").status, 502);
+    }
+    let before = backend.accepted.load(SeqCst);
+    for _ in 0..4 {
+        assert_eq!(proxy.get("wiki.prox.local", "/").text(), "secret");
+    }
+    let carried = (backend.accepted.load(SeqCst) - before, other.accepted.load(SeqCst));
+    assert_eq!(carried, (1, 1), "both have their turns, on one kept connection each");
+}
+
+#[test]
 fn with_tls_verify_it_is_not() {
     let backend = answering();
     let proxy = proxy(&backend, BackendTls { verify: true, ..BackendTls::default() });

@@ -152,7 +152,7 @@ fn a_slow_start_begins_when_probes_pass_again_and_not_before() {
     assert_eq!(probed.recoveries(), 2);
     let key = BackendKey { addr: backend.addr, epoch: 0 };
     let told = probed.told.lock().unwrap();
-    assert!(told.iter().all(|probed| probed.key == key));
+    assert!(told.iter().all(|probed| probed.upstream.backend == key));
     // That the app answers 503 to one question says nothing of others.
     assert!(told.iter().all(|probed| probed.met.is_none_or(|met| met == Ok(()))));
     assert!(told.iter().any(|probed| probed.met == Some(Ok(()))));
