@@ -1,6 +1,6 @@
 //! Many connections at work at the same time.
 
-use super::{FEW, Stand};
+use super::{ASKED, FEW, Stand};
 use crate::error::BenchError;
 use crate::measure::{Plan, take_turns};
 use crate::peers::SMALL;
@@ -9,8 +9,8 @@ use crate::report::{Figure, Report};
 const CONNECTIONS: u32 = 2000;
 
 pub async fn run(plan: Plan, stand: &Stand, report: &mut Report) -> Result<(), BenchError> {
-    let (nginx, ours) = (stand.nginx(false)?, stand.ours(FEW)?);
-    let load = |address| stand.load(address, FEW, SMALL, CONNECTIONS);
+    let (nginx, ours) = (stand.nginx(false)?, stand.ours(FEW, ASKED)?);
+    let load = |address| stand.load(address, FEW, ASKED, SMALL, CONNECTIONS);
     let mut subjects = [nginx.under(load(nginx.address)?), ours.under(load(ours.address)?)];
     take_turns("proxy, 2,000 connections", &mut subjects, plan).await?;
     let part = report.part(

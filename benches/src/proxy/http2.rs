@@ -1,6 +1,6 @@
 //! HTTP/2 in front, by prior knowledge.
 
-use super::{FEW, Proxy, Stand};
+use super::{ASKED, FEW, Proxy, Stand};
 use crate::error::BenchError;
 use crate::load::Load;
 use crate::measure::{Plan, take_turns};
@@ -15,7 +15,7 @@ pub async fn run(plan: Plan, stand: &Stand, report: &mut Report) -> Result<(), B
         report.skip(format!("HTTP/2: {words}"));
         return Ok(());
     }
-    let (nginx, ours) = (stand.nginx(false)?, stand.ours(FEW)?);
+    let (nginx, ours) = (stand.nginx(false)?, stand.ours(FEW, ASKED)?);
     let load = |proxy: &Proxy| Load::Http2 {
         address: proxy.http2,
         host: world::host(0),

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
-use super::{FEW, Proxy, Stand};
+use super::{ASKED, FEW, Proxy, Stand};
 use crate::client::Client;
 use crate::error::BenchError;
 use crate::measure::Spread;
@@ -23,7 +23,7 @@ const REST: Duration = Duration::from_secs(2);
 pub async fn run(stand: &Stand, report: &mut Report) -> Result<(), BenchError> {
     let (mut ours, mut nginx) = (Vec::new(), Vec::new());
     for process in 1..=PROCESSES {
-        ours.push(measure(&stand.ours(FEW)?).await?);
+        ours.push(measure(&stand.ours(FEW, ASKED)?).await?);
         nginx.push(measure(&stand.nginx(false)?).await?);
         let (ours, nginx) = (ours[process - 1], nginx[process - 1]);
         eprintln!(

@@ -1,6 +1,6 @@
 //! Large answers: where moving octets is what costs.
 
-use super::{FEW, Stand};
+use super::{ASKED, FEW, Stand};
 use crate::error::BenchError;
 use crate::measure::{Plan, take_turns};
 use crate::peers::LARGE;
@@ -9,8 +9,8 @@ use crate::report::{Figure, Report};
 const CONNECTIONS: u32 = 16;
 
 pub async fn run(plan: Plan, stand: &Stand, report: &mut Report) -> Result<(), BenchError> {
-    let (nginx, haproxy, ours) = (stand.nginx(false)?, stand.haproxy(report)?, stand.ours(FEW)?);
-    let load = |address| stand.load(address, FEW, LARGE, CONNECTIONS);
+    let (nginx, haproxy, ours) = (stand.nginx(false)?, stand.haproxy(report)?, stand.ours(FEW, ASKED)?);
+    let load = |address| stand.load(address, FEW, ASKED, LARGE, CONNECTIONS);
     let mut subjects = vec![nginx.under(load(nginx.address)?), ours.under(load(ours.address)?)];
     if let Some(haproxy) = &haproxy {
         subjects.push(haproxy.under(load(haproxy.address)?));

@@ -24,7 +24,7 @@ use crate::{peers, tools, world};
 const FEW: usize = 10;
 const MANY: usize = 10_000;
 /// Hosts that are asked for, spread over the table: as many in the large one as in the small one, so that
-/// only its size makes a difference.
+/// only its size makes a difference, unless all are.
 const ASKED: usize = 10;
 
 /// What the proxies have in common.
@@ -102,9 +102,10 @@ impl Stand {
         }
     }
 
-    /// Ours, with so many vhosts.
-    fn ours(&self, vhosts: usize) -> Result<Proxy, BenchError> {
-        let name = format!("ours, {vhosts} vhosts");
+    /// Ours, with so many vhosts of which so many are asked for.
+    fn ours(&self, vhosts: usize, asked: usize) -> Result<Proxy, BenchError> {
+        let all = if asked == vhosts && vhosts > ASKED { ", all asked" } else { "" };
+        let name = format!("ours, {vhosts} vhosts{all}");
         let logs = self.logs(&name)?;
         let words = [
             "serve-proxy".to_owned(),
@@ -123,16 +124,17 @@ impl Stand {
         Ok(logs)
     }
 
-    /// Requests over HTTP/1 for hosts that are spread over a table of so many vhosts.
+    /// Requests over HTTP/1 for so many hosts that are spread over a table of so many vhosts.
     fn load(
         &self,
         address: SocketAddrV4,
         vhosts: usize,
+        asked: usize,
         path: &str,
         connections: u32,
     ) -> Result<Load, BenchError> {
-        let hosts: Vec<String> = (0..ASKED).map(|at| world::host(at * (vhosts / ASKED))).collect();
-        let script = self.dir.path().join(format!("ask-{vhosts}-{}.lua", path.trim_matches('/')));
+        let hosts: Vec<String> = (0..asked).map(|at| world::host(at * (vhosts / asked))).collect();
+        let script = self.dir.path().join(format!("ask-{asked}-of-{vhosts}-{}.lua", path.trim_matches('/')));
         std::fs::write(&script, wrk_script(&hosts, path))?;
         Ok(Load::Http { address, script, connections })
     }

@@ -49,6 +49,8 @@ pub struct LogFile {
     size: u64,
     /// When its first line was written, in seconds since the Unix epoch; `None` while it has none.
     begun: Option<u64>,
+    /// Device and inode of the file that all this was learnt of.
+    identity: Option<(u64, u64)>,
     /// Before that it is not put aside for its age.
     not_before: u64,
     looked: Option<Instant>,
@@ -56,8 +58,8 @@ pub struct LogFile {
     pub pending: Vec<u8>,
     /// How many they are.
     pub pending_lines: u64,
-    /// The turn in which lines came last.
-    pub used: u64,
+    /// When lines came last.
+    pub used: Option<Instant>,
 }
 
 impl Moment {
@@ -76,11 +78,12 @@ impl LogFile {
             open: None,
             size: 0,
             begun: None,
+            identity: None,
             not_before: 0,
             looked: None,
             pending: Vec::new(),
             pending_lines: 0,
-            used: 0,
+            used: None,
         }
     }
 
@@ -92,6 +95,11 @@ impl LogFile {
     /// What becomes of it when it is as long as it may be.
     pub fn at_end(&self) -> AtEnd {
         self.at_end
+    }
+
+    /// Whether it is open.
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
     }
 
     /// Closes it until the next write.
@@ -160,17 +168,29 @@ impl LogFile {
     }
 
     fn open(&mut self, now: Moment) -> io::Result<()> {
-        if self.open.is_none() {
-            if let Some(dir) = self.path.parent() {
-                fs::create_dir_all(dir)?;
-            }
-            let file =
-                OpenOptions::new().read(true).append(true).create(true).mode(0o640).open(&self.path)?;
-            let meta = file.metadata()?;
-            self.size = meta.len();
-            self.begun = (self.size > 0).then(|| first_line(&file).or(modified(&meta)).unwrap_or(now.unix));
-            self.open = Some(file);
+        if self.open.is_some() {
+            return Ok(());
         }
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(true).mode(0o640);
+        let file = match (options.open(&self.path), self.path.parent()) {
+            (Err(error), Some(dir)) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(dir)?;
+                options.open(&self.path)?
+            }
+            (opened, _) => opened?,
+        };
+        let meta = file.metadata()?;
+        // What was closed for others is as old as it was.
+        let is_known = self.identity == Some(identity(&meta)) && meta.len() >= self.size;
+        self.size = meta.len();
+        self.identity = Some(identity(&meta));
+        if self.size == 0 {
+            self.begun = None;
+        } else if !is_known || self.begun.is_none() {
+            self.begun = first_line(&file).or(modified(&meta)).or(Some(now.unix));
+        }
+        self.open = Some(file);
         Ok(())
     }
 
@@ -185,7 +205,6 @@ impl LogFile {
 
     /// Lets go of a file that no longer has its name, and notices that it was cut.
     fn look(&mut self) {
-        let identity = |meta: &fs::Metadata| (meta.dev(), meta.ino());
         let Some(file) = &self.open else { return };
         match (file.metadata(), fs::metadata(&self.path)) {
             (Ok(ours), Ok(there)) if identity(&ours) == identity(&there) => {
@@ -197,6 +216,10 @@ impl LogFile {
             _ => self.open = None,
         }
     }
+}
+
+fn identity(meta: &fs::Metadata) -> (u64, u64) {
+    (meta.dev(), meta.ino())
 }
 
 /// When the first line of a file was written: a copy or a restored backup is as old as what it holds.

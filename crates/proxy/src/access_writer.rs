@@ -18,8 +18,14 @@ use crate::free_space::{FreeSpace, Keep};
 
 /// Batches that may wait for the writer; each holds up to some 32 KiB.
 const QUEUE: usize = 256;
-/// Files kept open; the least recently written one is closed for another.
-const MOST_OPEN: usize = 128;
+/// Files kept open: a quarter of what the process may open, within these bounds. The others are opened for each write:
+/// closing one for another would help nobody when all are written in turn.
+const FEWEST_OPEN: u64 = 128;
+const MOST_OPEN: u64 = 16 * 1024;
+/// Files of which it is known how long and how old they are.
+const MOST_KNOWN: usize = 16 * 1024;
+/// How long a file stays open that nobody writes.
+const IDLE: Duration = Duration::from_secs(60);
 /// How long writing must have worked before the next trouble is told: a disk that is now full and now not
 /// would be told of with every batch.
 const QUIET: Duration = Duration::from_secs(60);
@@ -87,7 +93,13 @@ struct Writer<F> {
     space: FreeSpace,
     shelf: Arc<Shelf>,
     files: HashMap<Option<Name>, LogFile>,
-    turn: u64,
+    /// Those with lines that wait.
+    waiting: Vec<Option<Name>>,
+    open: usize,
+    most_open: usize,
+    /// When the next file may be too old, in seconds since the Unix epoch.
+    due: Option<u64>,
+    tidied: Instant,
     counts: Arc<Counts>,
     tell: F,
     /// When there was trouble last.
@@ -172,45 +184,62 @@ impl AccessSink {
 impl<F: Fn(&str)> Writer<F> {
     fn new(dir: PathBuf, keep: Keep, shelf: Arc<Shelf>, counts: Arc<Counts>, tell: F) -> Writer<F> {
         let space = FreeSpace::new(dir.clone(), keep);
-        Writer { dir, space, shelf, files: HashMap::new(), turn: 0, counts, tell, trouble: None }
+        Writer {
+            dir,
+            space,
+            shelf,
+            files: HashMap::new(),
+            waiting: Vec::new(),
+            open: 0,
+            most_open: most_open(),
+            due: None,
+            tidied: Instant::now(),
+            counts,
+            tell,
+            trouble: None,
+        }
     }
 
     fn run(&mut self, work: &Receiver<Work>) {
         loop {
             let now = Moment::now();
-            self.put_old_aside(now);
-            let first = match self.next_due() {
+            if self.due.is_some_and(|due| due <= now.unix) {
+                self.put_old_aside(now);
+            }
+            let first = match self.due {
                 None => work.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(due) => work.recv_timeout(Duration::from_secs(due.saturating_sub(now.unix))),
             };
             match first {
-                Ok(first) => self.take(first),
+                Ok(first) => self.take(first, now),
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             // What has come meanwhile is written together.
             for more in work.try_iter().take(QUEUE) {
-                self.take(more);
+                self.take(more, now);
             }
             self.write_all(Moment::now());
         }
         self.shelf.stop();
     }
 
-    fn take(&mut self, work: Work) {
+    fn take(&mut self, work: Work, now: Moment) {
         match work {
-            Work::Lines(batch) => self.sort(batch),
-            Work::Changed => self.files.values().for_each(|file| self.shelf.tend(file.path().to_owned())),
+            Work::Lines(batch) => self.sort(batch, now),
+            Work::Changed => {
+                self.files.values().for_each(|file| self.shelf.tend(file.path().to_owned()));
+                self.put_old_aside(now);
+            }
         }
     }
 
-    fn sort(&mut self, batch: Batch) {
+    fn sort(&mut self, batch: Batch, now: Moment) {
         let mut at = 0;
-        self.turn += 1;
         for (route, octets, lines) in batch.marks {
             let name = route.map(|route| route.hostname.clone());
             let (dir, shelf) = (&self.dir, &self.shelf);
-            let file = self.files.entry(name).or_insert_with_key(|name| {
+            let file = self.files.entry(name.clone()).or_insert_with_key(|name| {
                 let (name, at_end) = match name {
                     Some(name) => (file_name(name), AtEnd::Rotate),
                     None => (DEFAULT_NAME.to_owned(), AtEnd::Stop),
@@ -222,9 +251,12 @@ impl<F: Fn(&str)> Writer<F> {
                 }
                 LogFile::new(path, at_end)
             });
+            if file.pending.is_empty() {
+                self.waiting.push(name);
+            }
             file.pending.extend_from_slice(&batch.text[at..at + octets]);
             file.pending_lines += lines;
-            file.used = self.turn;
+            file.used = Some(now.at);
             at += octets;
         }
     }
@@ -232,8 +264,11 @@ impl<F: Fn(&str)> Writer<F> {
     fn write_all(&mut self, now: Moment) {
         let mut trouble = None;
         let settings = self.shelf.settings();
-        let crowded = self.files.len() > MOST_OPEN;
-        for file in self.files.values_mut().filter(|file| !file.pending.is_empty()) {
+        // The memory of a few thousand files adds up.
+        let crowded = self.files.len() > FEWEST_OPEN as usize;
+        for name in self.waiting.drain(..) {
+            let Some(file) = self.files.get_mut(&name) else { continue };
+            let was_open = file.is_open();
             let lines = std::mem::take(&mut file.pending_lines);
             let bounds = bounds(file.at_end(), &settings);
             let counter = if !self.space.take(file.pending.len(), now.at) {
@@ -264,30 +299,35 @@ impl<F: Fn(&str)> Writer<F> {
             counter.fetch_add(lines, Relaxed);
             file.pending.clear();
             if crowded {
-                // Not all of these can stay open, not even until the end of this round.
+                file.pending = Vec::new();
+            }
+            if !was_open && self.open >= self.most_open {
                 file.close();
             }
+            self.open = self.open + usize::from(file.is_open()) - usize::from(was_open);
+            self.due = earlier(self.due, file.due(bounds));
         }
         if let Some(trouble) = trouble {
             self.complain(&trouble, now);
         }
-        self.close_least_used();
+        if now.at.duration_since(self.tidied) >= IDLE {
+            self.tidy(now);
+        }
     }
 
-    /// When the next file is too old. One that was closed for others is looked at when it is written to.
-    fn next_due(&self) -> Option<u64> {
-        let settings = self.shelf.settings();
-        self.files.values().filter_map(|file| file.due(bounds(file.at_end(), &settings))).min()
-    }
-
+    /// Puts aside what is too old, and notes when the next file will be.
     fn put_old_aside(&mut self, now: Moment) {
         let settings = self.shelf.settings();
         let mut trouble = None;
+        (self.due, self.open) = (None, 0);
         for file in self.files.values_mut() {
-            let done = file.put_old_aside(now, bounds(file.at_end(), &settings), &self.shelf);
+            let bounds = bounds(file.at_end(), &settings);
+            let done = file.put_old_aside(now, bounds, &self.shelf);
             if let Err(error) = done {
                 trouble = Some(format!("{}: {error}; lines are added to it", file.path().display()));
             }
+            self.due = earlier(self.due, file.due(bounds));
+            self.open += usize::from(file.is_open());
         }
         if let Some(trouble) = trouble {
             self.complain(&trouble, now);
@@ -302,22 +342,26 @@ impl<F: Fn(&str)> Writer<F> {
         }
     }
 
-    fn close_least_used(&mut self) {
-        if self.files.len() <= MOST_OPEN {
-            return;
+    /// Closes what nobody writes any more.
+    fn tidy(&mut self, now: Moment) {
+        self.tidied = now.at;
+        let is_idle = |file: &LogFile| file.used.is_none_or(|used| now.at.duration_since(used) >= IDLE);
+        self.files.values_mut().filter(|file| is_idle(file)).for_each(LogFile::close);
+        self.open = self.files.values().filter(|file| file.is_open()).count();
+        if self.files.len() > MOST_KNOWN {
+            self.files.retain(|_, file| file.is_open());
         }
-        let mut turns: Vec<u64> = self.files.values().map(|file| file.used).collect();
-        turns.sort_unstable();
-        let oldest_kept = turns[turns.len() - MOST_OPEN];
-        self.files.retain(|_, file| file.used >= oldest_kept);
-        // Many of the same turn: any of them goes.
-        let mut left = MOST_OPEN;
-        self.files.retain(|_, _| {
-            let keep = left > 0;
-            left = left.saturating_sub(1);
-            keep
-        });
     }
+}
+
+/// How many files may stay open.
+fn most_open() -> usize {
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    (most.unwrap_or(u64::MAX) / 4).clamp(FEWEST_OPEN, MOST_OPEN) as usize
+}
+
+fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    a.into_iter().chain(b).min()
 }
 
 /// How long and how old a file may become.
@@ -335,6 +379,8 @@ mod tests {
     use std::fs;
     use std::io::Read;
     use std::os::unix::fs::MetadataExt;
+
+    use proximity_table::{Action, Redirect, Route, Source, VhostPolicy};
 
     use super::*;
     use crate::access_file::LOOK_AGAIN;
@@ -367,10 +413,10 @@ mod tests {
         let mut writer = writer("moved", NOTHING, no_trouble);
         let (path, moved) = (writer.dir.join(DEFAULT_NAME), writer.dir.join("default.log.1"));
         let start = Moment::now();
-        writer.sort(lines("a\n"));
+        writer.sort(lines("a\n"), start);
         writer.write_all(start);
         fs::rename(&path, &moved).unwrap();
-        writer.sort(lines("b\n"));
+        writer.sort(lines("b\n"), start);
         writer.write_all(after(start, LOOK_AGAIN));
         assert_eq!(fs::read_to_string(&moved).unwrap(), "a\n");
         assert_eq!(fs::read_to_string(&path).unwrap(), "b\n");
@@ -383,7 +429,7 @@ mod tests {
         let mut writer = writer("full", NOTHING, no_trouble);
         let line = "x".repeat(1 << 20);
         for _ in 0..20 {
-            writer.sort(lines(&line));
+            writer.sort(lines(&line), Moment::now());
             writer.write_all(Moment::now());
         }
         assert_eq!(fs::metadata(writer.dir.join(DEFAULT_NAME)).unwrap().len(), DEFAULT_LENGTH);
@@ -398,7 +444,7 @@ mod tests {
             writer("disk", ALL_OF_IT, |trouble: &str| told.borrow_mut().push(trouble.to_owned()));
         let start = Moment::now();
         let write = |writer: &mut Writer<_>, passed: Duration| {
-            writer.sort(lines("a\n"));
+            writer.sort(lines("a\n"), start);
             writer.write_all(after(start, passed));
         };
         let second = Duration::from_secs(1);
@@ -423,19 +469,58 @@ mod tests {
     }
 
     #[test]
+    fn more_files_than_may_be_open_are_written_all_the_same() {
+        let mut writer = writer("many", NOTHING, no_trouble);
+        writer.most_open = 2;
+        let start = Moment::now();
+        let name = |at: usize| -> Name { format!("app{at}.prox.local").parse().unwrap() };
+        for round in 0..3 {
+            for at in 0..5 {
+                let route = Arc::new(Route {
+                    app: "app".into(),
+                    hostname: name(at),
+                    source: Source::Config,
+                    policy: VhostPolicy::unchanged(),
+                    root: Action::Redirect(Redirect { to: "/".into(), status: 308 }),
+                    paths: Vec::new(),
+                    auth_backend: None,
+                });
+                let text = format!("{round}\n").into_bytes();
+                writer.sort(Batch { marks: vec![(Some(route), text.len(), 1)], text }, start);
+            }
+            writer.write_all(after(start, Duration::from_secs(round)));
+            assert_eq!(writer.open, 2);
+            assert_eq!(writer.files.values().filter(|file| file.is_open()).count(), 2);
+        }
+        for at in 0..5 {
+            let text = fs::read_to_string(writer.dir.join(file_name(&name(at)))).unwrap();
+            assert_eq!(text, "0\n1\n2\n", "{at}");
+        }
+        // Nobody writes: nothing stays open, and all are put aside when they are too old.
+        writer.tidy(after(start, IDLE));
+        assert_eq!((writer.open, writer.files.len()), (0, 5));
+        let age = u64::from(LogSettings::default().max_age);
+        assert_eq!(writer.due, Some(start.unix + age));
+        writer.put_old_aside(after(start, Duration::from_secs(age)));
+        let aside = (0..5).filter(|&at| put_aside(&writer.dir.join(file_name(&name(at))), 1, false).exists());
+        assert_eq!((aside.count(), writer.due), (5, None));
+        fs::remove_dir_all(&writer.dir).unwrap();
+    }
+
+    #[test]
     fn a_file_that_becomes_too_old_is_put_aside_even_when_nothing_is_logged() {
         let mut writer = writer("idle", NOTHING, no_trouble);
         let path = writer.dir.join(DEFAULT_NAME);
         let start = Moment::now();
-        assert_eq!(writer.next_due(), None, "nothing to wake for");
-        writer.sort(lines("a\n"));
+        assert_eq!(writer.due, None, "nothing to wake for");
+        writer.sort(lines("a\n"), start);
         writer.write_all(start);
         let age = u64::from(LogSettings::default().max_age);
-        assert_eq!(writer.next_due(), Some(start.unix + age));
+        assert_eq!(writer.due, Some(start.unix + age));
         writer.put_old_aside(after(start, Duration::from_secs(age - 1)));
         assert!(path.exists());
         writer.put_old_aside(after(start, Duration::from_secs(age)));
-        assert_eq!((path.exists(), writer.next_due()), (false, None));
+        assert_eq!((path.exists(), writer.due), (false, None));
         assert_eq!(fs::read_to_string(put_aside(&path, 1, false)).unwrap(), "a\n");
         fs::remove_dir_all(&writer.dir).unwrap();
     }

@@ -10,8 +10,9 @@ use crate::site::Site;
 
 /// Seconds after which a site that nobody visits is forgotten.
 const IDLE: u32 = 60;
-/// Hosts that are found by the way they are written; a power of two.
-const HOSTS: usize = 512;
+/// Hosts that are found by the way they are written: as many as there are names, within these bounds. Powers of two.
+const FEWEST_HOSTS: usize = 512;
+const MOST_HOSTS: usize = 16 * 1024;
 
 /// What a data thread has ready for the routes that are asked for.
 pub struct Sites {
@@ -32,14 +33,14 @@ struct Known {
 
 impl Default for Sites {
     fn default() -> Sites {
-        Sites { by_route: RefCell::default(), by_host: RefCell::new((0..HOSTS).map(|_| None).collect()) }
+        Sites { by_route: RefCell::default(), by_host: RefCell::new(places(0)) }
     }
 }
 
 impl Sites {
     /// The site of a host as it was written, if it was looked up in this world a moment ago.
     pub fn of_host(&self, written: &[u8], generation: Generation) -> Option<Rc<Site>> {
-        match &self.by_host.borrow()[place(written)] {
+        match &self.by_host.borrow()[self.place(written)] {
             Some(known) if known.generation == generation && *known.written == *written => {
                 Some(known.site.clone())
             }
@@ -50,7 +51,12 @@ impl Sites {
     /// Notes what [`Sites::of_host`] is to find.
     pub fn note(&self, written: &[u8], generation: Generation, site: &Rc<Site>) {
         let known = Known { written: written.into(), generation, site: site.clone() };
-        self.by_host.borrow_mut()[place(written)] = Some(known);
+        let place = self.place(written);
+        self.by_host.borrow_mut()[place] = Some(known);
+    }
+
+    fn place(&self, written: &[u8]) -> usize {
+        fnv(written) as usize & (self.by_host.borrow().len() - 1)
     }
 
     /// The site of a route, made if there is none. `now` is in seconds.
@@ -62,9 +68,9 @@ impl Sites {
     }
 
     /// Forgets the sites that nobody has visited for a while. One that is kept keeps its route, so that no other
-    /// route can have the same address in memory.
-    pub fn forget(&self, now: u32) {
-        self.by_host.borrow_mut().fill_with(|| None);
+    /// route can have the same address in memory. `names` is how many the world has.
+    pub fn forget(&self, now: u32, names: usize) {
+        *self.by_host.borrow_mut() = places(names);
         self.by_route.borrow_mut().retain(|_, (site, used)| {
             if Rc::strong_count(site) > 1 {
                 *used = now;
@@ -74,6 +80,7 @@ impl Sites {
     }
 }
 
-fn place(written: &[u8]) -> usize {
-    fnv(written) as usize & (HOSTS - 1)
+fn places(names: usize) -> Box<[Option<Known>]> {
+    let count = names.clamp(FEWEST_HOSTS, MOST_HOSTS).next_power_of_two();
+    std::iter::repeat_with(|| None).take(count).collect()
 }

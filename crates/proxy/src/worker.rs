@@ -173,7 +173,8 @@ impl Worker {
 
     /// Forgets the sites that nobody visits any more.
     pub fn forget_sites(&self) {
-        self.sites.forget(self.ticks.now());
+        let names = self.world.borrow_mut().load().routes.len();
+        self.sites.forget(self.ticks.now(), names);
     }
 
     /// A head whose list of fields was used before.
