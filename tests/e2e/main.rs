@@ -11,6 +11,7 @@ mod firewall;
 mod forwards;
 mod forwards_proxied;
 mod metrics;
+mod proxy_clients;
 mod reservations;
 mod seed;
 mod services;
