@@ -10,6 +10,7 @@ mod explain;
 mod firewall;
 mod forwards;
 mod forwards_proxied;
+mod hanging_log;
 mod metrics;
 mod proxy_clients;
 mod reservations;
