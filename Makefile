@@ -7,13 +7,13 @@
 
 CARGO ?= cargo
 
-.PHONY: lab test bench lint build deps deps-bench
+.PHONY: lab test bench lint build deps deps-test deps-bench
 
 lab: deps
 	$(CARGO) build --release -p proximity-appliance -p proximity-lab
 	@exec $(CARGO) run -q --release -p proximity-lab -- up
 
-test: deps
+test: deps-test
 	ci/purity
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace --no-run
@@ -33,6 +33,9 @@ build: deps
 
 deps:
 	@ci/packages build lab
+
+deps-test:
+	@ci/packages build lab test
 
 deps-bench:
 	@ci/packages build lab bench

@@ -92,6 +92,14 @@ impl Control {
                 "{port} is not forwarded: {reason}: stop what listens there, or forward another port"
             ));
         }
+        if let Some(hangs) = self.data.access_log_hangs_for() {
+            problems.push(format!(
+                "access logs: writing to {} hangs since {} s; requests are served without log: look after the \
+                 disk or the mount there, or set appliance.log_dir to a directory elsewhere",
+                running.started.appliance.log_dir.display(),
+                hangs.as_secs()
+            ));
+        }
         problems.extend(Waiting::advice(&running.waiting));
         problems
     }

@@ -317,6 +317,11 @@ impl DataThreads {
         lock(&self.access_log).as_ref().map(AccessLog::counts).unwrap_or_default()
     }
 
+    /// For how long the disk of the access logs hangs.
+    pub fn access_log_hangs_for(&self) -> Option<Duration> {
+        lock(&self.access_log).as_ref().and_then(AccessLog::hangs_for)
+    }
+
     /// Lets go of what is known of apps and backends that the world no longer has.
     pub fn tidy(&self, world: &World) {
         let mut apps: HashSet<&str> = HashSet::new();
@@ -344,8 +349,10 @@ impl DataThreads {
         for thread in std::mem::take(&mut *lock(&self.threads)) {
             let _ = thread.join();
         }
-        if let Some(log) = lock(&self.access_log).take() {
-            log.finish();
+        // Let go of first: a status is not to wait for the disk.
+        let log = lock(&self.access_log).take();
+        if log.is_some_and(|log| !log.finish()) {
+            log!(Error, "access", "the disk of the access logs hangs; the last lines are lost");
         }
     }
 }

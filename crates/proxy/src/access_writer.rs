@@ -1,9 +1,9 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,9 @@ use crate::access_names::{DEFAULT_NAME, file_name, put_aside};
 use crate::access_shelf::Shelf;
 use crate::free_space::{FreeSpace, Keep};
 
-/// Batches that may wait for the writer; each holds up to some 32 KiB.
-const QUEUE: usize = 256;
+/// Batches that may wait for the writer; each holds up to some 100 KiB, so this is what a log costs at most while
+/// its disk is slower than the traffic, and as much again that the writer has taken.
+const QUEUE: usize = 64;
 /// Files kept open: a quarter of what the process may open, within these bounds. The others are opened for each write:
 /// closing one for another would help nobody when all are written in turn.
 const FEWEST_OPEN: u64 = 128;
@@ -26,6 +27,10 @@ const MOST_OPEN: u64 = 16 * 1024;
 const MOST_KNOWN: usize = 16 * 1024;
 /// How long a file stays open that nobody writes.
 const IDLE: Duration = Duration::from_secs(60);
+/// How long a disk may take for one round of writing until it is said to hang.
+const HANGS: Duration = Duration::from_secs(5);
+/// How long the last lines may take. Whoever stops or is replaced does not wait for a disk that hangs.
+const LAST_LINES: Duration = Duration::from_secs(5);
 /// How long writing must have worked before the next trouble is told: a disk that is now full and now not
 /// would be told of with every batch.
 const QUIET: Duration = Duration::from_secs(60);
@@ -48,6 +53,8 @@ pub struct AccessLog {
     settings: Arc<ArcSwap<LogSettings>>,
     shelf: Arc<Shelf>,
     threads: Vec<JoinHandle<()>>,
+    /// Disconnected when the threads have ended.
+    ended: Receiver<()>,
 }
 
 /// Where data threads leave their log lines.
@@ -86,6 +93,8 @@ struct Counts {
     failed: AtomicU64,
     default_full: AtomicU64,
     disk_full: AtomicU64,
+    /// Since when the writer is at work on the disk.
+    at_work: Mutex<Option<Instant>>,
 }
 
 struct Writer<F> {
@@ -120,14 +129,23 @@ impl AccessLog {
         let shelf = Arc::new(Shelf::new(settings.clone()));
         let (space, told, keeper) = (FreeSpace::new(dir.clone(), KEEP), tell.clone(), shelf.clone());
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let compressing = thread("log-compressor").spawn(move || keeper.run(space, told))?;
+        // Nothing is ever sent on it.
+        let (end, ended) = sync_channel(0);
+        let (writer_end, compressor_end) = (end.clone(), end);
+        let compressing = thread("log-compressor").spawn(move || {
+            keeper.run(space, told);
+            drop::<SyncSender<()>>(compressor_end);
+        })?;
         let mut writer = Writer::new(dir, KEEP, shelf.clone(), counts.clone(), tell);
-        let writing = thread("access-log").spawn(move || writer.run(&work));
+        let writing = thread("access-log").spawn(move || {
+            writer.run(&work);
+            drop(writer_end);
+        });
         if writing.is_err() {
             shelf.stop();
         }
         let threads = vec![writing?, compressing];
-        Ok(AccessLog { sink: AccessSink { queue, counts }, settings, shelf, threads })
+        Ok(AccessLog { sink: AccessSink { queue, counts }, settings, shelf, threads, ended })
     }
 
     /// Where data threads leave their lines.
@@ -154,15 +172,28 @@ impl AccessLog {
         }
     }
 
-    /// Writes what is queued and ends the threads; what is not compressed yet is after the next start. Blocks
-    /// until every other sink is gone.
-    pub fn finish(self) {
-        let AccessLog { sink, shelf, threads, .. } = self;
+    /// For how long the disk has not come back from what the writer wants of it, if that is longer than a disk
+    /// takes that is only slow.
+    pub fn hangs_for(&self) -> Option<Duration> {
+        let since = *at_work(&self.sink.counts);
+        since.map(|since| since.elapsed()).filter(|waited| *waited >= HANGS)
+    }
+
+    /// Writes what is queued and ends the threads; what is not compressed yet is after the next start. Every other
+    /// sink must be gone. Blocks, but not for longer than some seconds: what a disk that hangs has not taken by
+    /// then is lost, and false is returned.
+    #[must_use]
+    pub fn finish(self) -> bool {
+        let AccessLog { sink, shelf, threads, ended, .. } = self;
         drop(sink);
+        if ended.recv_timeout(LAST_LINES) == Err(RecvTimeoutError::Timeout) {
+            shelf.stop();
+            return false;
+        }
         for thread in threads {
             let _ = thread.join();
-            shelf.stop();
         }
+        true
     }
 }
 
@@ -179,6 +210,10 @@ impl AccessSink {
             }
         }
     }
+}
+
+fn at_work(counts: &Counts) -> MutexGuard<'_, Option<Instant>> {
+    counts.at_work.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<F: Fn(&str)> Writer<F> {
@@ -203,13 +238,17 @@ impl<F: Fn(&str)> Writer<F> {
     fn run(&mut self, work: &Receiver<Work>) {
         loop {
             let now = Moment::now();
+            *at_work(&self.counts) = Some(now.at);
             if self.due.is_some_and(|due| due <= now.unix) {
                 self.put_old_aside(now);
             }
+            *at_work(&self.counts) = None;
             let first = match self.due {
                 None => work.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(due) => work.recv_timeout(Duration::from_secs(due.saturating_sub(now.unix))),
             };
+            let now = Moment::now();
+            *at_work(&self.counts) = Some(now.at);
             match first {
                 Ok(first) => self.take(first, now),
                 Err(RecvTimeoutError::Timeout) => continue,
@@ -562,7 +601,7 @@ mod tests {
         until("removed", &|| !second.exists());
         assert_eq!((log.counts().written, log.counts().behind), (1, 0));
         drop(sink);
-        log.finish();
+        assert!(log.finish());
         fs::remove_dir_all(&dir).unwrap();
     }
 

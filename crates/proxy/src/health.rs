@@ -124,7 +124,10 @@ impl Distrust {
             Distrust::Expired => "it has expired: renew it",
             Distrust::NotYet => "it is not in force yet: compare the clocks",
             Distrust::NoAuthority => "the file of tls_ca cannot be used: `proximity validate` says why",
-            Distrust::Other => "it is no good certificate of a server: give the app another one",
+            Distrust::Other => {
+                "it is not made for a server (what `openssl req -x509` makes is an authority's, CA:TRUE): give the app \
+                 another one"
+            }
         }
     }
 }

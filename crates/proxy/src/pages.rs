@@ -94,10 +94,12 @@ impl Page<'_> {
             }
             if !inside.apps.is_empty() {
                 page.push_str("<h2>Apps</h2>\n<ul>\n");
+                // By the scheme and port that led here: the listener is what all apps share.
+                let port = port(self.host);
                 for app in &inside.apps {
                     let (name, host) = (html(&app.name), html(&app.host));
                     let _ =
-                        writeln!(page, "<li><a href=\"http://{host}/\">{name}</a> <span>{host}</span></li>");
+                        writeln!(page, "<li><a href=\"//{host}{port}/\">{name}</a> <span>{host}</span></li>");
                 }
                 page.push_str("</ul>\n");
             }
@@ -140,6 +142,13 @@ impl Page<'_> {
     }
 }
 
+/// The port of an authority with its colon, when it names one.
+fn port(authority: &str) -> &str {
+    let colon = authority.rfind(':').unwrap_or(authority.len());
+    let port = &authority[colon..];
+    if port.len() > 1 && port[1..].bytes().all(|octet| octet.is_ascii_digit()) { port } else { "" }
+}
+
 fn wants_json(accept: Option<&[u8]>) -> bool {
     let Some(accept) = accept.and_then(|accept| std::str::from_utf8(accept).ok()) else { return false };
     accept.contains("json") && !accept.contains("text/html")
@@ -150,7 +159,7 @@ pub fn words(reason: Reason) -> Words {
         Reason::UnknownHost => (
             "No app answers to this name",
             "The name leads to this appliance, but no app has it.",
-            "Check the spelling of the address. A new app appears here as soon as its container has an address.",
+            "Check the spelling of the address. A new app answers as soon as its container has an address.",
         ),
         Reason::Stopped => (
             "This app is stopped",
@@ -284,7 +293,7 @@ h2 { margin: 2rem 0 .5rem; font-size: 1.1rem; }
 .host, .detail, li { overflow-wrap: anywhere; }
 .detail { padding: .5rem .75rem; border: 1px solid var(--line); border-radius: .4rem; }
 ul { margin: 0; padding: 0; list-style: none; }
-li { padding: .35rem 0; border-top: 1px solid var(--line); }
+li { display: flex; flex-wrap: wrap; gap: 0 .6rem; padding: .35rem 0; border-top: 1px solid var(--line); }
 a { color: inherit; }
 </style>
 ";
@@ -320,6 +329,21 @@ mod tests {
             assert!(!outside.contains("wiki") && !outside.contains("10.20.0.9"), "{outside}");
             let (_, within) = render(&page(Reason::UnknownHost, inside()), accept);
             assert!(within.contains("wiki.prox.local") && within.contains("10.20.0.9"), "{within}");
+        }
+    }
+
+    #[test]
+    fn apps_are_linked_by_the_port_that_led_here() {
+        for (host, link) in [
+            ("nobody.prox.local", "\"//wiki.prox.local/\""),
+            ("nobody.prox.local:8080", "\"//wiki.prox.local:8080/\""),
+            ("nobody.prox.local:", "\"//wiki.prox.local/\""),
+            ("nobody:\"8080", "\"//wiki.prox.local/\""),
+            ("", "\"//wiki.prox.local/\""),
+        ] {
+            let page = Page { host, ..page(Reason::UnknownHost, inside()) };
+            let (_, text) = render(&page, "text/html");
+            assert!(text.contains(&format!("<a href={link}>")), "{host}: {text}");
         }
     }
 

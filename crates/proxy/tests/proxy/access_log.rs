@@ -32,7 +32,7 @@ impl Logged {
     /// The lines of a file.
     fn lines(self, file: &str) -> Vec<Value> {
         self.proxy.join();
-        self.log.finish();
+        assert!(self.log.finish());
         let text = std::fs::read_to_string(self.dir.join(file)).unwrap();
         std::fs::remove_dir_all(&self.dir).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()

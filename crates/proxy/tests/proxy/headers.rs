@@ -189,7 +189,7 @@ fn the_log_tells_the_client_behind_a_trusted_proxy() {
     }
     drop(client);
     proxy.join();
-    log.finish();
+    assert!(log.finish());
     let text = std::fs::read_to_string(dir.join("wiki.prox.local.log")).unwrap();
     std::fs::remove_dir_all(&dir).unwrap();
     let line = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["request"].clone();

@@ -214,7 +214,7 @@ fn every_request_is_logged_in_the_file_of_its_vhost() {
     drop(client);
     proxy.join();
     assert_eq!(log.counts().behind, 0);
-    log.finish();
+    assert!(log.finish());
 
     let mut files: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|file| file.unwrap().file_name()).collect();
     files.sort();
@@ -266,7 +266,7 @@ fn what_nobody_wants_logged_is_not() {
     // An error is logged in any case, without what may be a token.
     assert_eq!(proxy.get("rare.prox.local", "/?token=secret").status, 404);
     proxy.join();
-    log.finish();
+    assert!(log.finish());
     let logs: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|file| file.unwrap().path()).collect();
     let text: String = logs.iter().map(|log| std::fs::read_to_string(log).unwrap()).collect();
     assert_eq!(text.lines().count(), 1, "{text}");
@@ -298,7 +298,7 @@ fn a_log_that_cannot_be_written_is_told_once_and_stops_nothing() {
         }
     }
     proxy.join();
-    log.finish();
+    assert!(log.finish());
     let troubles: Vec<String> = troubles.iter().collect();
     assert_eq!(troubles.len(), 1, "{troubles:?}");
     assert!(troubles[0].contains("cannot write"), "{troubles:?}");

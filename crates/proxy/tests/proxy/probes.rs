@@ -259,5 +259,5 @@ fn what_is_wrong_with_a_certificate_is_said() {
     let expired = tls_backend(include_bytes!("certificates/expired.pem"));
     https(expired, named("authority.pem")).is_not("it has expired");
     let of_an_authority = tls_backend(include_bytes!("certificates/own_authority.pem"));
-    https(of_an_authority, named("authority.pem")).is_not("no good certificate of a server");
+    https(of_an_authority, named("authority.pem")).is_not("not made for a server");
 }

@@ -33,7 +33,7 @@ fn an_unknown_host_gets_a_page_that_lists_apps_to_insiders_only() {
     table.change(Change::Vhost(Source::Api, vhost("wiki", &[backend.addr]).into()));
     let page = Proxy::start(&table).get("nobody.prox.local", "/");
     assert_eq!(page.status, 404);
-    assert!(page.text().contains("<a href=\"http://wiki.prox.local/\">wiki</a>"), "{}", page.text());
+    assert!(page.text().contains("<a href=\"//wiki.prox.local/\">wiki</a>"), "{}", page.text());
 }
 
 #[test]
