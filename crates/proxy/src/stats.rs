@@ -51,6 +51,8 @@ reasons! {
     SpaceBeforeColon, "space_before_colon", 400;
     /// A chunk whose size cannot be read.
     BadChunk, "bad_chunk", 400;
+    /// More chunk extensions than a body may have.
+    ChunkExtensions, "chunk_extensions", 400;
     /// An expectation other than `100-continue`.
     Expectation, "expectation", 417;
     /// A request head over the limit.
