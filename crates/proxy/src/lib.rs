@@ -53,6 +53,7 @@ mod http1;
 mod http2;
 mod kept_authorities;
 mod last_met;
+mod least_rate;
 mod mixing;
 mod pages;
 mod path;

@@ -87,7 +87,7 @@ reasons! {
     AuthUnavailable, "auth_unavailable", 503;
     /// A request body over the limit.
     BodyTooLarge, "body_too_large", 413;
-    /// A request body that stopped coming.
+    /// A request body that stopped coming, or came at less than the least rate.
     UploadSlow, "upload_slow", 408;
     /// The app holds no lease.
     Stopped, "stopped", 503;
@@ -121,7 +121,7 @@ reasons! {
     BackendLeft, "backend_left", 502;
     /// The exchange took longer than it may as a whole.
     TotalTimeout, "total_timeout", 504;
-    /// The client did not take its answer.
+    /// The client did not take its answer, or took it at less than the least rate.
     ClientSlow, "client_slow", 408;
     /// The client left before the response was complete.
     ClientGone, "client_gone", 499;

@@ -20,6 +20,7 @@ mod http2_limits;
 mod https;
 mod keep_alive;
 mod lifetime;
+mod least_rate;
 mod pages;
 mod paths;
 mod probes;
