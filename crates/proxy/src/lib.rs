@@ -110,7 +110,7 @@ pub use header_edits::CompiledEdits;
 pub use health::{Distrust, Monitor, Outcome};
 pub use histogram::{BOUNDS as DURATION_BOUNDS, Durations, Histogram};
 pub use host::{HostError, normalise};
-pub use kept_authorities::tell_lost_authorities;
+pub use kept_authorities::KeptAuthorities;
 pub use last_met::{LastFailure, LastMet};
 pub use pages::{AppLink, Inside, Page, Rendered};
 pub use path::{NormalPath, PathError, has_prefix, redirect_location, split_target, strip_prefix, with_path};

@@ -40,7 +40,7 @@ impl Probed {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let tell = move |probed: Told| over.lock().unwrap().push(probed);
             let (snapshot, generations) = (table.snapshot.clone(), table.generations.subscribe());
-            runtime.block_on(probe(snapshot, generations, reports, tell, 7));
+            runtime.block_on(probe(snapshot, generations, reports, tell, Arc::default(), 7));
         });
         Probed { reports: received, told }
     }
