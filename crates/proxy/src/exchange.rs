@@ -7,7 +7,7 @@ use proximity_table::{Affinity, Timeouts, VhostLimits};
 use tokio::time::Sleep;
 
 use crate::attempt::{Failure, Onto};
-use crate::auth::{self, Judgement};
+use crate::auth::Judgement;
 use crate::backend_slots::InFlight;
 use crate::backend_state::BackendState;
 use crate::balance::{Ask, Choice, Sticky, Tried, choose, cookie_value, pass};
@@ -97,7 +97,7 @@ impl Exchange<'_, '_, '_> {
     async fn run(mut self, caller: &Caller, asked: Asked<'_>) -> Result<Fate, Refusal> {
         let site = &asked.site;
         if site.users.is_some() {
-            auth::by_password(self.ticket, &asked).await?;
+            self.by_password(&asked).await?;
         }
         let mut granted = Vec::new();
         if site.policy().forward_auth.is_some() {

@@ -56,6 +56,7 @@ mod last_met;
 mod least_rate;
 mod mixing;
 mod pages;
+mod password_checks;
 mod path;
 mod peers;
 mod pool;
@@ -113,6 +114,7 @@ pub use host::{HostError, normalise};
 pub use kept_authorities::KeptAuthorities;
 pub use last_met::{LastFailure, LastMet};
 pub use pages::{AppLink, Inside, Page, Rendered};
+pub use password_checks::{Checking, PasswordChecks, TooManyChecks, WaitingCheck};
 pub use path::{NormalPath, PathError, has_prefix, redirect_location, split_target, strip_prefix, with_path};
 pub use prober::{HealthReport, Probed, probe};
 pub use proxy_protocol::{

@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use proximity_table::ProxySettings;
 
 use crate::{
-    Apps, Backends, ClientConnections, KeptAuthorities, RateTable, Slots, VerifiedPasswords,
+    Apps, Backends, ClientConnections, KeptAuthorities, PasswordChecks, RateTable, VerifiedPasswords,
 };
 
 /// Milliseconds that a right password is remembered: a browser sends it with every request.
@@ -25,7 +25,7 @@ pub struct Shared {
     /// Passwords that were right lately.
     pub passwords: VerifiedPasswords,
     /// Passwords being checked, each for as long as its hash was made to take, and those that wait for it.
-    pub checks: Arc<Slots>,
+    pub password_checks: Arc<PasswordChecks>,
     /// What the files that `tls_ca` names say.
     pub authorities: Arc<KeptAuthorities>,
     /// Who asked how often.
@@ -46,7 +46,7 @@ impl Shared {
             backends: Backends::default(),
             apps: Apps::default(),
             passwords: VerifiedPasswords::new(password_key, PASSWORD_MS),
-            checks: Arc::default(),
+            password_checks: Arc::default(),
             authorities: Arc::default(),
             rates: RateTable::new(RandomState::new()),
             clients: Arc::new(ClientConnections::new(RandomState::new())),

@@ -83,6 +83,8 @@ reasons! {
     Forbidden, "forbidden", 403;
     /// No name and password, or wrong ones.
     Unauthorized, "unauthorized", 401;
+    /// More passwords to check than there is time for.
+    AuthBusy, "auth_busy", 503;
     /// The app that is asked who may pass gave no answer.
     AuthUnavailable, "auth_unavailable", 503;
     /// A request body over the limit.

@@ -23,6 +23,7 @@ mod lifetime;
 mod least_rate;
 mod pages;
 mod paths;
+mod passwords;
 mod probes;
 mod protection;
 mod retries;

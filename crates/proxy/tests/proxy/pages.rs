@@ -148,6 +148,21 @@ fn scene(reason: Reason) -> Option<Scene> {
             policy.basic_auth = Some(BasicAuth { realm: "the wiki".to_owned(), users: vec![alice] });
         }),
         Reason::AuthUnavailable => judged_by(breaking()),
+        Reason::AuthBusy => {
+            let alice = BasicUser { name: "alice".to_owned(), hash: BCRYPT.to_owned() };
+            let mut scene = Scene::under(|policy| {
+                policy.basic_auth = Some(BasicAuth { realm: "the wiki".to_owned(), users: vec![alice] });
+            });
+            scene.fields = "Host: wiki.prox.local\r\nAuthorization: Basic YWxpY2U6Z3Vlc3M=\r\n";
+            scene.before = Box::new(|proxy| {
+                // Each for another vhost and of another client.
+                let others = 1..1000_u32;
+                let checks = &proxy.shared.password_checks;
+                let waiting = others.map_while(|at| checks.wait(at.into(), Ipv4Addr::from(at).into()).ok());
+                Box::new(waiting.collect::<Vec<_>>())
+            });
+            scene
+        }
         Reason::BodyTooLarge => {
             Scene::under(|policy| policy.limits.body = 1).asking("POST /", HOST_AND_LENGTH, "")
         }
