@@ -137,6 +137,7 @@ impl Exchange<'_, '_, '_> {
         let mut tried = Tried::default();
         let mut attempts = site.policy().retries.attempts;
         let mut now_ms = worker.shared.millis(self.ticket.start);
+        // One that is decided anew has another route, whose site has a budget of its own: none counts it twice.
         site.budget.count_request();
         loop {
             let ask = Ask { turn, entropy: worker.entropy(), now_ms, sticky: self.sticky(asked), tried };
