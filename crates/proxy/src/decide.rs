@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 use std::rc::Rc;
 
-use proximity_table::{BackendKey, Generation, World};
+use proximity_table::{BackendKey, Generation, Verdict, World};
 
 use crate::access::client_fields;
 use crate::caller::Caller;
@@ -78,6 +78,10 @@ pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>, is_first: bool) -
         caller.identity(origin.as_ref(), ticket.head.version, written, site.request_edits.as_ref());
     if ticket.head.ambiguous > 0 && is_first {
         ticket.worker.counters.stopped_by(Reason::HeaderName, u64::from(ticket.head.ambiguous));
+    }
+    // What is switched off needs no guard, and whoever asks for it learns why nothing is there.
+    if site.route.verdict() == Verdict::Disabled {
+        return Err(Reason::Disabled.into());
     }
     if let Some(rate) = site.rate.filter(|_| is_first) {
         shared.rates.take(site.scope, ticket.client, rate, shared.millis(ticket.start))?;

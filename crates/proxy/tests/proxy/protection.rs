@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use proximity_proxy::Reason;
 use proximity_table::{
-    Access, Change, LeaseState, ProxySettings, Rate, Source, Timeouts, VhostLimits, VhostPolicy,
+    Access, Change, LeaseState, ProxySettings, Rate, Source, Timeouts, Vhost, VhostLimits, VhostPolicy,
 };
 
 use crate::support::{Backend, Client, PATIENCE, Proxy, Table, lease, vhost, with};
@@ -244,6 +244,25 @@ fn networks_are_let_in_and_kept_out() {
         let refused = u64::from(status == 403);
         assert_eq!((proxy.count(Reason::Forbidden), backend.requests().len() as u64), (refused, 1 - refused));
     }
+}
+
+#[test]
+fn a_disabled_vhost_says_so_whoever_asks_and_however_often() {
+    let backend = Backend::answering("");
+    let guarded = with(vhost("wiki", &[backend.addr]), |policy| {
+        policy.limits.client_rate = Some(Rate { per_second: 1, burst: 1 });
+        policy.access.deny = vec!["127.0.0.2/32".parse().unwrap()];
+    });
+    let proxy = Proxy::start(&Table::of(vec![Vhost { enabled: false, ..guarded }]));
+    let statuses = [1, 1, 1, 2].map(|from| {
+        let mut client = proxy.connect_from(from);
+        client.send("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\nAccept: application/json\r\n\r\n");
+        let answer = client.response();
+        assert!(answer.text().contains("\"disabled\""), "{}", answer.text());
+        answer.status
+    });
+    assert_eq!(statuses, [503; 4]);
+    assert_eq!((proxy.count(Reason::Disabled), proxy.count(Reason::RateLimited)), (4, 0));
 }
 
 #[test]
