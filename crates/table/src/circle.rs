@@ -1,6 +1,6 @@
 //! Vhosts whose requests come back to the proxy that sent them, again and again.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use thiserror::Error;
 
@@ -33,6 +33,14 @@ pub enum Circle {
     Redirect(String, String),
 }
 
+impl Circle {
+    /// The vhost that begins it.
+    pub fn vhost(&self) -> &str {
+        let (Circle::Backend(_, vhost) | Circle::Auth(_, vhost) | Circle::Redirect(_, vhost)) = self;
+        vhost
+    }
+}
+
 impl Facts {
     /// Why requests for a vhost would never end, if that can be known: two proxies that send each other in
     /// circles are not found. The vhost need not be among the facts.
@@ -62,20 +70,34 @@ impl Facts {
 
     /// The address of a target where the proxy itself listens.
     pub(crate) fn own_listener(&self, target: &BackendTarget) -> Option<SocketAddrV4> {
-        let addr = match target {
-            BackendTarget::Address(addr) => *addr,
-            BackendTarget::App { name, port } if *name == self.intent().hostname => {
-                let host = derive::app_host(self, name).filter(|host| host.kind == HostKind::Appliance)?;
-                SocketAddrV4::new(host.ip, *port)
-            }
-            BackendTarget::App { .. } => return None,
-        };
-        let listens = |listen: &std::net::SocketAddr| {
+        let addr = self.fixed_address(target)?;
+        self.listens(&self.intent().proxy_listen, addr).then_some(addr)
+    }
+
+    /// The address of a target that is this machine.
+    pub(crate) fn own_address(&self, target: &BackendTarget) -> Option<SocketAddrV4> {
+        self.fixed_address(target).filter(|addr| self.is_own_address(*addr.ip()))
+    }
+
+    /// Whether a connection to an address of this machine comes to one of these sockets.
+    pub(crate) fn listens(&self, sockets: &[SocketAddr], addr: SocketAddrV4) -> bool {
+        sockets.iter().any(|listen| {
             let everywhere =
                 listen.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED) && self.is_own_address(*addr.ip());
             listen.port() == addr.port() && (everywhere || listen.ip() == IpAddr::V4(*addr.ip()))
-        };
-        self.intent().proxy_listen.iter().any(listens).then_some(addr)
+        })
+    }
+
+    /// The address of a target that no lease moves: one that was written, or the appliance's own.
+    fn fixed_address(&self, target: &BackendTarget) -> Option<SocketAddrV4> {
+        match target {
+            BackendTarget::Address(addr) => Some(*addr),
+            BackendTarget::App { name, port } if *name == self.intent().hostname => {
+                let host = derive::app_host(self, name).filter(|host| host.kind == HostKind::Appliance)?;
+                Some(SocketAddrV4::new(host.ip, *port))
+            }
+            BackendTarget::App { .. } => None,
+        }
     }
 
     fn is_own_address(&self, ip: Ipv4Addr) -> bool {

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use imbl::{HashMap, OrdSet};
+use imbl::{HashMap, OrdSet, Vector};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -23,7 +23,12 @@ pub struct Facts {
     pointers: HashMap<Ipv4Addr, OrdSet<Label>>,
     /// Vhosts that ask for what nobody else claims.
     defaults: OrdSet<Label>,
+    /// Host names whose last lease was taken away, the latest last.
+    left: Vector<Label>,
 }
+
+/// Host names that are remembered after their last lease.
+const MOST_LEFT: usize = 256;
 
 /// One change of the facts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -77,6 +82,7 @@ impl Facts {
             followers: HashMap::new(),
             pointers: HashMap::new(),
             defaults: OrdSet::new(),
+            left: Vector::new(),
         };
         facts.index_all();
         facts
@@ -95,6 +101,12 @@ impl Facts {
     /// The outside link.
     pub fn wan(&self) -> &Wan {
         &self.wan
+    }
+
+    /// Whether a host name had a lease that was taken away, or that another one took the place of, and has none since.
+    /// Of very many the latest are known, and none of before the start of the process.
+    pub fn has_left(&self, hostname: &Label) -> bool {
+        self.left.contains(hostname)
     }
 
     /// What the probes found of a backend of an app.
@@ -118,13 +130,15 @@ impl Facts {
                 let leases: Vec<Arc<Lease>> =
                     held.into_iter().chain(there).chain([Arc::new(lease.clone())]).collect();
                 leases.iter().for_each(|lease| self.touch_lease(lease, touched));
-                self.ledger.put(lease);
+                let gone = self.ledger.put(lease);
+                gone.iter().for_each(|lease| self.note_left(lease));
                 leases.iter().for_each(|lease| self.touch_lease(lease, touched));
             }
             Change::ForgetLease(ip) => {
                 if let Some(lease) = self.ledger.at(ip).cloned() {
                     self.touch_lease(&lease, touched);
                     self.ledger.remove(ip);
+                    self.note_left(&lease);
                     self.touch_lease(&lease, touched);
                 }
             }
@@ -198,6 +212,18 @@ impl Facts {
 
     fn intent_mut(&mut self) -> &mut Intent {
         Arc::make_mut(&mut self.intent)
+    }
+
+    fn note_left(&mut self, lease: &Lease) {
+        let Some(hostname) = &lease.hostname else { return };
+        if self.ledger.of_hostname(&lease.network, hostname).next().is_some() {
+            return;
+        }
+        self.left.retain(|name| name != hostname);
+        self.left.push_back(hostname.clone());
+        if self.left.len() > MOST_LEFT {
+            self.left.pop_front();
+        }
     }
 
     fn touch_lease(&self, lease: &Lease, touched: &mut Touched) {

@@ -50,6 +50,9 @@ pub struct Intent {
     /// Where the proxy listens, if it does; processes of before this field say nothing of it.
     #[serde(default)]
     pub proxy_listen: Vec<SocketAddr>,
+    /// The same of the admin API.
+    #[serde(default)]
+    pub admin_listen: Vec<SocketAddr>,
     /// Whether app networks reach the internet through masquerading.
     pub masquerade: bool,
     /// Whether apps are kept from the WAN's own subnet and from the admin port.

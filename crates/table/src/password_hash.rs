@@ -26,7 +26,7 @@ pub fn password_hash_trouble(text: &str) -> Option<&'static str> {
 fn bcrypt(text: &str) -> Option<&'static str> {
     let rest = ["$2a$", "$2b$", "$2y$"].iter().find_map(|prefix| text.strip_prefix(prefix));
     let Some((cost, digest)) = rest.and_then(|rest| rest.split_once('$')) else {
-        return Some("write $argon2id$… or $2b$…: `htpasswd -nB NAME` makes one");
+        return Some("write $argon2id$… or $2b$…: `proximity hash-password` makes one");
     };
     let is_two_digits = cost.len() == 2 && cost.bytes().all(|digit| digit.is_ascii_digit());
     let Some(cost) = cost.parse().ok().filter(|_| is_two_digits) else {

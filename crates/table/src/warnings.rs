@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::{
-    BackendTarget, Change, Circle, Facts, Host, HostKind, Intent, Ipv4Net, Ledger, Name, Touched, Vhost, Wan,
-    World, derive,
+    BackendTarget, Change, Circle, Facts, Forward, Host, HostKind, Intent, Ipv4Net, Ledger, Name, Touched,
+    Vhost, Wan, World, derive,
 };
 
 /// Most warnings that are told at a time.
@@ -13,8 +13,14 @@ const MOST: usize = 20;
 impl World {
     /// Everything that should be looked at, in words; of very many the first.
     pub fn warnings(&self) -> Vec<String> {
-        let vhosts = self.facts.intent().vhosts.values();
-        first(vhosts.flat_map(|(_, vhost)| self.vhost_warnings(vhost)))
+        let intent = self.facts.intent();
+        let of_vhosts = intent.vhosts.values().flat_map(|(_, vhost)| self.vhost_warnings(vhost));
+        first(of_vhosts.chain(self.facts.warnings_of_forwards()))
+    }
+
+    /// What should be looked at of a port forward, in words.
+    pub fn forward_warnings(&self, forward: &Forward) -> Vec<String> {
+        self.facts.forward_warnings(forward)
     }
 
     /// What should be looked at of a vhost, in words.
@@ -28,7 +34,8 @@ impl Intent {
     pub fn warnings(&self, wan: &[Ipv4Net]) -> Vec<String> {
         let facts = self.alone(wan);
         let host = |name: &Name| derive::host(&facts, name).map(Arc::new);
-        first(self.vhosts.values().flat_map(|(_, vhost)| facts.vhost_warnings(vhost, host)))
+        let of_vhosts = self.vhosts.values().flat_map(|(_, vhost)| facts.vhost_warnings(vhost, host));
+        first(of_vhosts.chain(facts.warnings_of_forwards()))
     }
 
     /// The vhosts whose requests would never end, with these addresses on the WAN link.
@@ -60,6 +67,12 @@ impl Facts {
 
     fn vhost_warnings(&self, vhost: &Vhost, host: impl Fn(&Name) -> Option<Arc<Host>>) -> Vec<String> {
         let circle = self.circle(vhost).map(|circle| circle.to_string());
+        let backends = vhost.targets().filter(|_| circle.is_none());
+        let own: Vec<String> = backends
+            .filter_map(|to| {
+                self.own_warning(to, &format!("{to}, which the vhost `{}` leads to,", vhost.app_name))
+            })
+            .collect();
         let takes =
             |host: &Arc<Host>| self.name_taken(host).is_some_and(|winner| winner.app_name == vhost.app_name);
         let taken = vhost.names().filter_map(host).filter(takes).map(|host| {
@@ -69,7 +82,33 @@ impl Facts {
                 host.fqdn, host.label, vhost.app_name
             )
         });
-        circle.into_iter().chain(taken).collect()
+        circle.into_iter().chain(own).chain(taken).collect()
+    }
+
+    fn warnings_of_forwards(&self) -> impl Iterator<Item = String> {
+        self.intent().forwards.values().flat_map(|(_, forward)| self.forward_warnings(forward))
+    }
+
+    fn forward_warnings(&self, forward: &Forward) -> Vec<String> {
+        let name = forward.health_name();
+        let warning = |to| self.own_warning(&to, &format!("{to}, which the forward {name} leads to,"));
+        forward.targets().filter_map(warning).collect()
+    }
+
+    /// That a target is no app, but this machine.
+    fn own_warning(&self, to: &BackendTarget, what: &str) -> Option<String> {
+        let addr = self.own_address(to)?;
+        let intent = self.intent();
+        Some(if self.listens(&intent.admin_listen, addr) {
+            format!(
+                "{what} is the admin API of this appliance: whoever comes that way is kept out by its token alone; \
+                 name the app that is meant"
+            )
+        } else if self.listens(&intent.proxy_listen, addr) {
+            format!("{what} is the proxy of this appliance itself, and no app: name the app that is meant")
+        } else {
+            format!("{what} is this appliance itself, and no app: name the app, unless this is what you want")
+        })
     }
 }
 
@@ -132,6 +171,44 @@ mod tests {
             assert_eq!(table.world.warnings(), [""; 0], "{app} {hostname} {target}");
             table.apply(Change::RemoveVhost(app.parse().unwrap()));
         }
+    }
+
+    #[test]
+    fn what_leads_to_the_appliance_itself_is_told() {
+        let listens = |text: &str| vec![text.parse().unwrap()];
+        let intent = Intent {
+            proxy_listen: listens("0.0.0.0:80"),
+            admin_listen: listens("0.0.0.0:9090"),
+            ..crate::world_tests::intent()
+        };
+        let told = |to: &str| {
+            let target: BackendTarget = match to.parse() {
+                Ok(addr) => BackendTarget::Address(addr),
+                Err(_) => BackendTarget::App { name: "prox-appliance".parse().unwrap(), port: 9090 },
+            };
+            let vhost = Vhost { backends: vec![target.clone()], ..named("web", "web.prox.local", &[]) };
+            let mut intent = intent.clone();
+            intent.vhosts.insert(vhost.app_name.clone(), (Source::Api, vhost.into()));
+            let forward = Forward::new(crate::Protocol::Tcp, 2222, target);
+            let key = (forward.protocol, forward.port);
+            intent.forwards.insert(key, (Source::Api, forward.into()));
+            intent.warnings(&["192.168.1.2/24".parse().unwrap()])
+        };
+        for (to, words) in [
+            ("10.20.0.1:9090", "the admin API"),
+            ("192.168.1.2:9090", "the admin API"),
+            ("127.0.0.1:9090", "the admin API"),
+            ("prox-appliance:9090", "the admin API"),
+            ("10.20.0.1:80", "the proxy"),
+            ("10.20.0.1:8080", "this appliance itself"),
+        ] {
+            let warnings = told(to);
+            let [vhost, forward] = &warnings[..] else { panic!("{to}: {warnings:?}") };
+            assert!(vhost.starts_with(to) && vhost.contains("the vhost `web`"), "{vhost}");
+            assert!(forward.starts_with(to) && forward.contains("the forward tcp/2222"), "{forward}");
+            assert!(vhost.contains(words) && forward.contains(words), "{warnings:?}");
+        }
+        assert_eq!(told("10.20.0.9:9090"), [""; 0]);
     }
 
     #[test]

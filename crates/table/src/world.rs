@@ -240,6 +240,19 @@ impl World {
         apps
     }
 
+    /// How each app is: whoever has or had a lease or a reservation with a host name. A vhost is none of its own.
+    pub fn app_states(&self) -> impl Iterator<Item = AppState> {
+        self.hosts.values().filter(|host| host.kind != HostKind::Appliance).map(|host| host.state())
+    }
+
+    /// The host that a target is on, whether it is there or not.
+    pub fn host_of(&self, target: &BackendTarget) -> Option<Arc<Host>> {
+        match target {
+            BackendTarget::App { name, .. } => derive::app_host(&self.facts, name).map(Arc::new),
+            BackendTarget::Address(addr) => self.host_at(*addr.ip()).cloned(),
+        }
+    }
+
     /// The app of this name, or with this host name.
     pub fn app(&self, name: &str) -> Option<App> {
         let name = name.to_ascii_lowercase();
@@ -353,6 +366,11 @@ impl Host {
 }
 
 impl App {
+    /// The host that the app is itself: not one that only a vhost of another name leads to.
+    pub fn own_host(&self) -> Option<&Arc<Host>> {
+        self.host.as_ref().filter(|host| host.label.as_str() == &*self.name)
+    }
+
     /// Whether the app is there.
     pub fn state(&self) -> AppState {
         self.host.as_ref().map_or(AppState::Static, |host| host.state())

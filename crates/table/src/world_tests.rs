@@ -35,6 +35,7 @@ pub(crate) fn intent() -> Intent {
         forwards: Default::default(),
         own_ports: vec![],
         proxy_listen: vec![],
+        admin_listen: vec![],
         masquerade: true,
         isolate_management: true,
         wan_dns: false,
