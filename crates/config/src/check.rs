@@ -2,18 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::Arc;
 
-use proximity_table::Name;
+use proximity_table::{Name, Network};
+use toml_edit::{Item, TableLike};
 
+use crate::places::{Places, says};
 use crate::waiting::overlap;
 use crate::{Config, Report};
 
-pub fn all(config: &Config, report: &Report) {
+pub fn all(config: &Config, places: Places<'_>, report: &Report) {
     let intent = &config.intent;
-    let add = |message: String, hint: &str| report.add(None, message, hint.to_owned());
-    if let Some(network) = intent.networks.iter().find(|net| net.interface == intent.wan_interface) {
+    let add =
+        |at: Option<Range<usize>>, message: String, hint: &str| report.add(at, message, hint.to_owned());
+    let of_vhost = |app: &str, keys: &[&str]| places.of("vhost", |vhost| says(vhost, "app_name", app), keys);
+    let on_wan = |network: &Arc<Network>| network.interface == intent.wan_interface;
+    if let Some(at) = intent.networks.iter().position(on_wan) {
+        let network = &intent.networks[at];
         let message = format!("network `{}` and the WAN both use {}", network.name, network.interface);
+        let place = places.nth("network", at, &["interface"]).or_else(|| places.key("wan", "interface"));
         add(
+            place,
             message,
             "give the app network its own interface; with one interface, add a second NIC to the LXC",
         );
@@ -23,24 +33,34 @@ pub fn all(config: &Config, report: &Report) {
         for name in vhost.names() {
             if let Some(other) = claims.insert(name, vhost.app_name.as_str()) {
                 let message = format!("{name} is claimed by the vhosts `{other}` and `{}`", vhost.app_name);
-                add(message, "give each host name to one vhost");
+                let key = if vhost.hostname == *name { "hostname" } else { "aliases" };
+                add(of_vhost(vhost.app_name.as_str(), &[key]), message, "give each host name to one vhost");
             }
         }
     }
     let mut defaults = intent.vhosts.values().filter(|(_, vhost)| vhost.default);
     if let (Some((_, first)), Some((_, second))) = (defaults.next(), defaults.next()) {
         let message = format!("the vhosts `{}` and `{}` are both default", first.app_name, second.app_name);
-        add(message, "write default = true in one of them");
+        let place = of_vhost(second.app_name.as_str(), &["default"]);
+        add(place, message, "write default = true in one of them");
     }
     for ((name, rtype), (_, records)) in &intent.records {
+        let place = || {
+            let is_name = |text: &str| Name::relative(text, &intent.domain).is_ok_and(|own| own == *name);
+            let named =
+                |record: &dyn TableLike| record.get("name").and_then(Item::as_str).is_some_and(is_name);
+            let is_meant = |record: &dyn TableLike| named(record) && says(record, "type", &rtype.to_string());
+            places.of("dns.record", is_meant, &["name"])
+        };
         if !intent.serves(name) {
             let message = format!("the record {name} {rtype} lies in no zone of the appliance");
-            add(message, "use a name below a domain or in the reverse zone of an app network");
+            add(place(), message, "use a name below a domain or in the reverse zone of an app network");
         }
         if *rtype == proximity_table::RecordType::CNAME {
             let others = intent.records.keys().filter(|(other, _)| other == name).count();
             if others > 1 || records.len() > 1 {
                 add(
+                    place(),
                     format!("{name} has a CNAME beside other records"),
                     "RFC 1034 §3.6.2: keep the CNAME alone",
                 );
@@ -50,31 +70,52 @@ pub fn all(config: &Config, report: &Report) {
     for circle in intent.circles(&config.wan_addresses()) {
         let text = circle.to_string();
         let (message, hint) = text.rsplit_once(": ").unwrap_or((&text, "lead it elsewhere"));
-        add(message.to_owned(), hint);
+        add(of_vhost(circle.vhost(), &[]), message.to_owned(), hint);
     }
     for (_, forward) in intent.forwards.values() {
         if let Some(conflict) = intent.forward_conflict(forward) {
             let message =
                 format!("{} port {} cannot be forwarded: {conflict}", forward.protocol, forward.port);
-            add(message, "choose another port, and an app or its address as the target");
+            let is_meant = |table: &dyn TableLike| {
+                let protocol = table.get("protocol").and_then(Item::as_str).unwrap_or("tcp");
+                protocol == forward.protocol.as_str() && says(table, "port", &forward.port.to_string())
+            };
+            let key =
+                if intent.own_ports.contains(&(forward.protocol, forward.port)) { "port" } else { "to" };
+            let place = places.of("forward", is_meant, &[key]);
+            add(place, message, "choose another port, and an app or its address as the target");
         }
     }
     if config.dns.enabled && config.dns.upstream.is_empty() {
-        add("dns.upstream is empty".to_owned(), "name at least one server such as \"8.8.8.8\"");
+        add(
+            places.key("dns", "upstream"),
+            "dns.upstream is empty".to_owned(),
+            "name at least one server such as \"8.8.8.8\"",
+        );
     }
     for (enabled, key, listen) in [
         (config.proxy.enabled, "proxy.listen", &config.proxy.listen),
         (config.admin.enabled, "admin.listen", &config.admin.listen),
     ] {
         if enabled && listen.is_empty() {
-            add(format!("{key} is empty"), "name an address, or write enabled = false");
+            add(
+                listen_of(places, key),
+                format!("{key} is empty"),
+                "name an address, or write enabled = false",
+            );
         }
     }
-    listens(config, &add);
+    listens(config, &|key, message, hint| add(listen_of(places, key), message, hint));
+}
+
+/// Where a key such as `proxy.listen` is written.
+fn listen_of(places: Places<'_>, key: &str) -> Option<Range<usize>> {
+    let (table, key) = key.split_once('.')?;
+    places.key(table, key)
 }
 
 /// Finds addresses that are to be listened on twice.
-fn listens(config: &Config, add: &impl Fn(String, &str)) {
+fn listens(config: &Config, add: &impl Fn(&str, String, &str)) {
     let mut all: Vec<(&str, SocketAddr)> = Vec::new();
     let own = config.intent.networks.iter().map(|net| SocketAddr::new(net.address.addr.into(), 53));
     let dns = if config.dns.listen.is_empty() { own.collect() } else { config.dns.listen.clone() };
@@ -88,11 +129,11 @@ fn listens(config: &Config, add: &impl Fn(String, &str)) {
     for (at, (key, address)) in all.iter().enumerate() {
         for (other_key, other) in &all[..at] {
             match (key == other_key, address == other) {
-                (true, true) => add(format!("{key} has {address} twice"), "write it once"),
+                (true, true) => add(key, format!("{key} has {address} twice"), "write it once"),
                 // DNS and the proxy may have an address of their own beside that of all; the API may not.
                 (true, false) if *key == "admin.listen" && overlap(*address, *other) => {
                     let message = format!("{key} has {other} and {address}, and one includes the other");
-                    add(message, "write the one that you need");
+                    add(key, message, "write the one that you need");
                 }
                 (false, _) if overlap(*address, *other) => {
                     let message = format!("{other_key} and {key} both take {address}");
@@ -101,7 +142,9 @@ fn listens(config: &Config, add: &impl Fn(String, &str)) {
                     } else {
                         format!("{message} ({other} includes it, or the other way)")
                     };
-                    add(message, "give one of them another port");
+                    // DNS listens by itself, too.
+                    let written = if *key == "dns.listen" { other_key } else { key };
+                    add(written, message, "give one of them another port");
                 }
                 _ => {}
             }

@@ -6,15 +6,19 @@ use toml_edit::{Array, InlineTable, Item, Table};
 
 use crate::Report;
 use crate::forward;
-use crate::section::Section;
+use crate::section::{Section, Spelling};
 use crate::vhost::{self, Hashes};
 
-/// A vhost as JSON: the keys of `[[vhost]]`. `null` is as good as nothing.
+/// A vhost as JSON: the keys of `[[vhost]]`. `null` is as good as nothing. `spelling` is that of the problems.
 ///
 /// A user of `auth.users` whose hash is an empty text, or all of them in a list of names, are to keep the hash
 /// that the vhost has: their `hash` is empty in the result, and whoever stores it must fill it in.
-pub fn vhost_from_json(object: &Map<String, Value>, domain: &Name) -> Result<Vhost, Report> {
-    let report = Report::of_json();
+pub fn vhost_from_json(
+    object: &Map<String, Value>,
+    domain: &Name,
+    spelling: Spelling,
+) -> Result<Vhost, Report> {
+    let report = Report::of_object(spelling);
     let table = table(object);
     let mut section = Section::named("vhost", &table, &report);
     let vhost = vhost::read(&mut section, domain, Hashes::MayBeKept);
@@ -25,9 +29,9 @@ pub fn vhost_from_json(object: &Map<String, Value>, domain: &Name) -> Result<Vho
     }
 }
 
-/// A port forward as JSON: the keys of `[[forward]]`. `null` is as good as nothing.
-pub fn forward_from_json(object: &Map<String, Value>) -> Result<Forward, Report> {
-    let report = Report::of_json();
+/// A port forward as JSON: the keys of `[[forward]]`. `null` is as good as nothing. `spelling` is that of the problems.
+pub fn forward_from_json(object: &Map<String, Value>, spelling: Spelling) -> Result<Forward, Report> {
+    let report = Report::of_object(spelling);
     let table = table(object);
     let mut section = Section::named("forward", &table, &report);
     let forward = forward::read(&mut section);

@@ -11,6 +11,7 @@ mod header_edits;
 mod json;
 mod network;
 mod objects;
+mod places;
 mod problem;
 mod proxy;
 mod section;
@@ -24,10 +25,11 @@ use std::path::PathBuf;
 use proximity_table::{Intent, Ipv4Net, Label, Name, Protocol};
 
 pub use json::{forward_from_json, vhost_from_json};
+use places::Places;
 pub use problem::{Problem, Report};
 pub use proxy::Proxy;
 use section::Section;
-pub use section::parse_duration;
+pub use section::{Spelling, parse_duration};
 pub use waiting::{Until, Waiting};
 
 /// Where `proximity run` looks for its configuration.
@@ -126,7 +128,7 @@ impl Config {
         let mut root = Section::root(document.as_table(), &report);
         let config = Config::read(&mut root);
         root.finish();
-        check::all(&config, &report);
+        check::all(&config, Places(document.as_table()), &report);
         report.check_files(look);
         report.into_result(config)
     }
@@ -223,6 +225,7 @@ impl Config {
             forwards,
             own_ports: own_ports(&dns, &proxy, &admin),
             proxy_listen: proxy.listen.iter().copied().filter(|_| proxy.enabled).collect(),
+            admin_listen: admin.listen.iter().copied().filter(|_| admin.enabled).collect(),
             masquerade: nat,
             isolate_management,
             wan_dns,

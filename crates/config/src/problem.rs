@@ -57,8 +57,8 @@ impl Report {
     }
 
     /// Of an object of the API, which has no lines.
-    pub(crate) fn of_json() -> Report {
-        Report::new(Spelling::Json, Vec::new())
+    pub(crate) fn of_object(spelling: Spelling) -> Report {
+        Report::new(spelling, Vec::new())
     }
 
     fn new(spelling: Spelling, line_starts: Vec<usize>) -> Report {

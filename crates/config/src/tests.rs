@@ -88,6 +88,79 @@ timeout = 0
 }
 
 #[test]
+fn what_only_the_whole_file_shows_has_a_line_too() {
+    let text = r#"
+[wan]
+interface = "eth1"
+[dns]
+upstream = []
+[[dns.record]]
+name = "elsewhere.example."
+type = "A"
+value = "10.20.0.9"
+[[dns.record]]
+name = "www"
+type = "cname"
+value = "web"
+[[dns.record]]
+name = "www"
+type = "A"
+value = "10.20.0.9"
+[proxy]
+listen = ["0.0.0.0:80", "0.0.0.0:80"]
+[admin]
+listen = ["127.0.0.1:80"]
+[[vhost]]
+app_name = "a"
+backend_ip = "10.20.0.9"
+default = true
+[[vhost]]
+app_name = "b"
+aliases = ["a"]
+backend_ip = "10.20.0.9"
+default = true
+[[vhost]]
+app_name = "c"
+backend_ip = "10.20.0.1"
+host_header = "preserve"
+[[forward]]
+port = 80
+to = "a:1"
+[[forward]]
+protocol = "udp"
+port = 2222
+to = "192.168.9.9:1"
+"#;
+    let found = problems(text);
+    let line = |words: &str| {
+        let found: Vec<usize> =
+            found.iter().filter(|(_, message, _)| message.contains(words)).map(|(line, ..)| *line).collect();
+        found
+    };
+    let lines: Vec<&str> = text.lines().collect();
+    for (words, written) in [
+        ("and the WAN both use", "interface = \"eth1\""),
+        ("dns.upstream is empty", "upstream = []"),
+        ("lies in no zone", "name = \"elsewhere.example.\""),
+        ("has a CNAME beside", "name = \"www\""),
+        ("proxy.listen has", "listen = [\"0.0.0.0:80\", \"0.0.0.0:80\"]"),
+        ("both take", "listen = [\"127.0.0.1:80\"]"),
+        ("claimed by the vhosts", "aliases = [\"a\"]"),
+        ("are both default", "default = true"),
+        ("is this proxy itself", "[[vhost]]"),
+        ("tcp port 80 cannot be forwarded", "port = 80"),
+        ("udp port 2222 cannot be forwarded", "to = \"192.168.9.9:1\""),
+    ] {
+        let at = line(words);
+        assert!(!at.is_empty() && at.iter().all(|at| *at > 0 && lines[at - 1] == written), "{words}: {at:?}");
+    }
+    assert_eq!((line("are both default"), line("is this proxy itself")), (vec![30], vec![31]));
+    // What nobody wrote has no line.
+    let found = problems("[[network]]\nmanage_link = false\n[proxy]\nlisten = [\"10.20.0.1:53\"]\n");
+    assert_eq!(found.iter().map(|(line, ..)| *line).collect::<Vec<_>>(), [4], "{found:?}");
+}
+
+#[test]
 fn a_syntax_error_has_its_line() {
     let found = problems("[appliance]\nhostname = \n");
     assert_eq!((found.len(), found[0].0), (1, 2), "{found:?}");

@@ -303,7 +303,7 @@ fn what_cannot_be_is_told_with_its_line() {
         ("[vhost.response_headers]\nset = { a = \"x\", A = \"y\" }", "twice"),
         ("[vhost.response_headers]\nset = { a = 1 }", "is not a text"),
         ("[vhost.response_headers]\nset = \"a: b\"", "a table such as"),
-        ("[vhost.auth]\nusers = { alice = \"secret\" }", "htpasswd"),
+        ("[vhost.auth]\nusers = { alice = \"secret\" }", "hash-password"),
         ("[vhost.auth]\nusers = { alice = \"\" }", "the hash of alice"),
         ("[vhost.auth]\nusers = [\"alice\"]", "a table such as { alice = "),
         ("[vhost.auth]\nrealm = \"a\"", "lets nobody in"),
@@ -359,7 +359,7 @@ fn a_named_authority_is_asked_and_its_file_looked_at() {
 }
 
 fn from_json(object: Value) -> Result<Vhost, Report> {
-    vhost_from_json(object.as_object().unwrap(), &"prox.local".parse().unwrap())
+    vhost_from_json(object.as_object().unwrap(), &"prox.local".parse().unwrap(), Spelling::Json)
 }
 
 #[test]
@@ -456,7 +456,7 @@ fn hints_are_written_as_their_reader_writes() {
         assert!(!report.contains(" = ") && !report.contains("[vhost"), "{object}: {report}");
     }
     let forward = json!({"port": 2222, "to": ["a:1", "b:1"], "balance": "random_two"});
-    let report = forward_from_json(forward.as_object().unwrap()).unwrap_err().to_string();
+    let report = forward_from_json(forward.as_object().unwrap(), Spelling::Json).unwrap_err().to_string();
     assert!(report.contains("add \"mode\": \"proxy\"") && !report.contains(" = "), "{report}");
     let file = wrong("[vhost.auth]\nrealm = \"x\"");
     assert!(
