@@ -111,8 +111,6 @@ enum Verb {
     ServeDns {
         /// How many leased names there are.
         names: usize,
-        /// Who is asked about names of others.
-        upstream: Option<SocketAddrV4>,
     },
 }
 
@@ -123,7 +121,7 @@ fn main() -> ExitCode {
         Some(Verb::AddVhosts { backend, vhosts, added, log_dir, state_dir }) => {
             serve::add_vhosts(*backend, *vhosts, *added, log_dir, state_dir)
         }
-        Some(Verb::ServeDns { names, upstream }) => serve::dns(*names, *upstream),
+        Some(Verb::ServeDns { names }) => serve::dns(*names),
         None => bench(&cli),
     };
     match done {

@@ -14,8 +14,6 @@ use proximity_table::{
 pub const MOST_LEASES: usize = 65_000;
 /// First address that is leased.
 const FIRST: u32 = u32::from_be_bytes([10, 20, 1, 0]);
-/// First address of others.
-const OTHERS: u32 = u32::from_be_bytes([93, 184, 0, 1]);
 const LEASE_TIME: u32 = 43_200;
 
 /// Facts with `vhosts` vhosts that all lead to `backend`.
@@ -59,16 +57,6 @@ pub fn address(at: usize) -> Ipv4Addr {
     Ipv4Addr::from(FIRST + at as u32)
 }
 
-/// A name of others.
-pub fn other_host(at: usize) -> String {
-    format!("host{at}.example.net")
-}
-
-/// Its address.
-pub fn other_address(at: usize) -> Ipv4Addr {
-    Ipv4Addr::from(OTHERS + at as u32)
-}
-
 /// The wall clock.
 pub fn now() -> Timestamp {
     Timestamp(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
@@ -109,6 +97,7 @@ fn intent(vhosts: OrdMap<Label, (Source, Arc<Vhost>)>) -> Intent {
         forwards: OrdMap::new(),
         own_ports: Vec::new(),
         proxy_listen: Vec::new(),
+        admin_listen: Vec::new(),
         masquerade: true,
         isolate_management: true,
         wan_dns: false,

@@ -27,7 +27,7 @@ pub fn put_vhost(facts: &Facts, vhost: Vhost, replace: bool) -> Result<Vec<Chang
     match there {
         Some((_, same)) if **same == vhost => return Ok(Vec::new()),
         Some(_) if !replace => {
-            let hint = format!("change it with PUT /vhosts/{name}, or `proximity vhost set {name} …`");
+            let hint = format!("`proximity vhost set {name} …` changes it");
             return Err(Problem::conflict(format!("there is a vhost `{name}` already"), hint));
         }
         None if vhosts.len() >= MOST_OBJECTS => return Err(full("vhosts")),
@@ -36,7 +36,8 @@ pub fn put_vhost(facts: &Facts, vhost: Vhost, replace: bool) -> Result<Vec<Chang
     let default = facts.default_vhost().filter(|(_, other)| other.app_name != vhost.app_name);
     if let Some((_, other)) = default.filter(|_| vhost.default) {
         let detail = format!("unknown hosts go to the vhost `{}` already", other.app_name);
-        return Err(Problem::conflict(detail, "set default to false there first"));
+        let hint = format!("`proximity vhost set {} --set default=false` first", other.app_name);
+        return Err(Problem::conflict(detail, hint));
     }
     for hostname in vhost.names() {
         if let Some((_, other)) =
@@ -201,7 +202,8 @@ pub fn put_forward(facts: &Facts, new: Forward) -> Result<Vec<Change>, Problem> 
         Some((Source::Config, _)) => Err(Problem::owned_by_file("forward", &label)),
         Some((_, same)) if **same == new => Ok(Vec::new()),
         Some(_) => {
-            Err(Problem::conflict(format!("{label} is forwarded already"), "remove that forward first"))
+            let hint = format!("`proximity forward rm {} --protocol {}` first", new.port, new.protocol);
+            Err(Problem::conflict(format!("{label} is forwarded already"), hint))
         }
         None => Ok(vec![Change::Forward(Source::Api, new)]),
     }

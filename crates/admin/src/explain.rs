@@ -1,6 +1,7 @@
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
-use proximity_table::{App, AppState, Label, Name, RecordType, Span, Timestamp, World};
+use proximity_table::{App, AppState, BackendTarget, Host, Label, Name, RecordType, Span, Timestamp, World};
 use serde::{Deserialize, Serialize};
 
 use crate::explain_forward::forwards_of;
@@ -44,6 +45,8 @@ pub struct Said {
     pub advice: &'static str,
     /// What the request meets on its way through the proxy.
     pub steps: Vec<StepView>,
+    /// Whom the request may be sent to, as it was written; nobody where the app's own vhost is asked.
+    pub targets: Vec<BackendTarget>,
 }
 
 /// Whom a question is about.
@@ -103,7 +106,7 @@ impl ExplainView {
     ) -> ExplainView {
         let Subject { app, by_default } = subject;
         let mut steps = Vec::new();
-        steps.extend(lease(app, now));
+        steps.extend(hosts(world, app, &said.targets).iter().filter_map(|host| lease(host, now)));
         steps.extend(name(world, app, by_default.as_deref()));
         steps.extend(said.steps);
         steps.extend(forwards_of(world, app, figures, now));
@@ -127,9 +130,23 @@ impl StepView {
     }
 }
 
-/// Whether the container is there.
-fn lease(app: &App, now: Timestamp) -> Option<StepView> {
-    let host = app.host.as_ref()?;
+/// The containers that the request may be sent to, each once.
+fn hosts(world: &World, app: &App, targets: &[BackendTarget]) -> Vec<Arc<Host>> {
+    // The vhost that follows from a lease leads to its holder.
+    if app.route.as_ref().is_none_or(|route| route.from_lease()) {
+        return app.host.iter().cloned().collect();
+    }
+    let mut hosts: Vec<Arc<Host>> = Vec::new();
+    for host in targets.iter().filter_map(|target| world.host_of(target)) {
+        if hosts.iter().all(|there| there.fqdn != host.fqdn) {
+            hosts.push(host);
+        }
+    }
+    hosts
+}
+
+/// Whether a container is there.
+fn lease(host: &Host, now: Timestamp) -> Option<StepView> {
     let (ip, label) = (host.ip, &host.label);
     Some(match host.state() {
         AppState::Active => {
@@ -198,7 +215,7 @@ fn address(world: &World, name: &Name) -> Option<Ipv4Addr> {
 #[cfg(test)]
 mod tests {
     use proximity_table::{
-        BackendTarget, Change, Facts, Generation, Lease, LeaseState, Ledger, Mac, Source, Touched, Vhost,
+        Change, Facts, Forward, Generation, Lease, LeaseState, Ledger, Mac, Protocol, Source, Touched, Vhost,
     };
 
     use super::*;
@@ -212,9 +229,13 @@ mod tests {
     }
 
     fn lease(name: &str, state: LeaseState) -> Change {
+        lease_at(101, name, state)
+    }
+
+    fn lease_at(last: u8, name: &str, state: LeaseState) -> Change {
         Change::Lease(Lease {
-            ip: [10, 20, 0, 101].into(),
-            mac: Mac([2, 0, 0, 0, 0, 1]),
+            ip: [10, 20, 0, last].into(),
+            mac: Mac([2, 0, 0, 0, 0, last]),
             client_id: None,
             hostname: Some(name.parse().unwrap()),
             network: "apps".into(),
@@ -234,7 +255,18 @@ mod tests {
     }
 
     fn steps(world: &World, name: &str) -> Vec<(bool, String)> {
-        let said = Said { verdict: "ok", title: "", why: "", advice: "", steps: Vec::new() };
+        told(world, name, &[])
+    }
+
+    fn told(world: &World, name: &str, targets: &[&str]) -> Vec<(bool, String)> {
+        let targets = targets.iter().map(|text| match text.split_once(':').unwrap() {
+            (name, port) if name.parse::<Ipv4Addr>().is_err() => {
+                BackendTarget::App { name: name.parse().unwrap(), port: port.parse().unwrap() }
+            }
+            _ => BackendTarget::Address(text.parse().unwrap()),
+        });
+        let targets = targets.collect();
+        let said = Said { verdict: "ok", title: "", why: "", advice: "", steps: Vec::new(), targets };
         let subject = Subject::of(world, name).unwrap();
         let view = ExplainView::of(world, &subject, said, |_| ForwardFigures::default(), NOW);
         view.steps.into_iter().map(|step| (step.ok, step.says)).collect()
@@ -251,6 +283,39 @@ mod tests {
         let gone = steps(&world([lease("wiki", LeaseState::Expired)]), "wiki.prox.local.");
         assert!(!gone[0].0 && gone[0].1.contains("wiki is off"), "{gone:?}");
         assert!(!gone[1].0 && gone[1].1.contains("has no address in DNS"), "{gone:?}");
+    }
+
+    #[test]
+    fn the_lease_of_each_backend_is_told_and_the_forwards_of_the_app_alone() {
+        let forward = |port, name: &str| {
+            let to = BackendTarget::App { name: name.parse().unwrap(), port: 22 };
+            Change::Forward(Source::Api, Forward::new(Protocol::Tcp, port, to))
+        };
+        let world = world([
+            lease_at(101, "wiki", LeaseState::Bound),
+            lease_at(102, "wiki2", LeaseState::Released),
+            lease_at(103, "wiki3", LeaseState::Bound),
+            lease_at(104, "shop", LeaseState::Bound),
+            put(Source::Api, vhost("docs", "docs.prox.local")),
+            put(Source::Api, vhost("shop", "shop.prox.local")),
+            forward(2201, "wiki"),
+            forward(2202, "shop"),
+        ]);
+        let targets = ["wiki:80", "wiki:81", "wiki2:80", "10.20.0.103:80", "10.20.0.9:80", "nobody:80"];
+        let lines = |name: &str, word: &str| {
+            let all = told(&world, name, &targets).into_iter();
+            all.filter(|(_, says)| says.contains(word)).collect::<Vec<_>>()
+        };
+        let leases = lines("docs", "the container ");
+        assert_eq!(leases.iter().map(|(ok, _)| *ok).collect::<Vec<_>>(), [true, false, true], "{leases:?}");
+        for ((_, says), name) in leases.iter().zip(["wiki ", "wiki2 ", "wiki3 "]) {
+            assert!(says.starts_with(&format!("the container {name}")), "{leases:?}");
+        }
+        assert_eq!(lines("docs", "TCP port"), [], "a port of wiki, not of docs");
+        let ports = lines("shop", "TCP port");
+        assert!(ports.len() == 1 && ports[0].1.contains("TCP port 2202"), "{ports:?}");
+        let alone = steps(&world, "wiki");
+        assert!(alone.iter().any(|(_, says)| says.contains("TCP port 2201")), "{alone:?}");
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! Why a forwarded port leads to somebody or does not.
 
 use proximity_table::{
-    App, Backend, BackendTarget, Forward, HealthState, Protocol, ResolvedForward, Span, StreamPolicy,
-    Timestamp, World,
+    App, Backend, BackendKey, BackendTarget, Forward, HealthState, Protocol, ResolvedForward, Span,
+    StreamPolicy, Timestamp, World,
 };
 
-use crate::{ExplainView, ForwardFigures, StepView};
+use crate::{ExplainView, ForwardFigures, LastDial, StepView, TargetFigures};
 
 /// Explains a forwarded port.
 pub fn explain_forward(
@@ -21,7 +21,7 @@ pub fn explain_forward(
         steps.push(target_step(world, forward, &target, figures, now));
     }
     if let Some(policy) = &forward.proxy {
-        steps.extend(traffic(forward, policy, figures));
+        steps.extend(traffic(forward, policy, figures, now));
     }
     let stopped = figures.stopped.iter().filter(|stopped| stopped.count > 0);
     steps.extend(stopped.map(|stopped| {
@@ -47,7 +47,7 @@ pub fn forwards_of(
     figures: impl Fn(&ResolvedForward) -> ForwardFigures,
     now: Timestamp,
 ) -> Vec<StepView> {
-    let Some(host) = &app.host else { return Vec::new() };
+    let Some(host) = app.own_host() else { return Vec::new() };
     let is_here = |target: &BackendTarget| match target {
         BackendTarget::App { name, .. } => *name == host.label,
         BackendTarget::Address(addr) => *addr.ip() == host.ip,
@@ -72,9 +72,11 @@ pub fn forwards_of(
 type Words = (&'static str, &'static str, String, &'static str);
 
 fn verdict(world: &World, forward: &Forward, figures: &ForwardFigures) -> Words {
-    let there = world.forward(forward.protocol, forward.port).map_or(&[][..], |resolved| &resolved.targets);
-    let circuits = || figures.targets.iter().map(|(_, circuit)| *circuit);
-    let is_paused = |circuit: Option<&str>| circuit.is_some_and(|circuit| circuit != "closed");
+    let resolved = world.forward(forward.protocol, forward.port).map(|resolved| &**resolved);
+    let there = resolved.map_or(&[][..], |resolved| &resolved.targets);
+    let usable = || resolved.into_iter().flat_map(|resolved| resolved.usable());
+    let seen = |target: &Backend| figures_of(resolved, target.key, figures);
+    let failed = || usable().find_map(|target| dial_failure(&seen(target)));
     let most = forward.proxy.as_ref().map(|policy| u64::from(policy.max_connections));
     if let Some(trouble) = &figures.trouble {
         let why = format!("The port is not listened on: {trouble}.");
@@ -90,12 +92,19 @@ fn verdict(world: &World, forward: &Forward, figures: &ForwardFigures) -> Words 
             "Start the container, or correct the target.",
         );
     }
-    if !figures.targets.is_empty() && circuits().all(is_paused) {
-        let why = "The last connections to the target failed.".to_owned();
+    // As long as one of those that are asked takes connections, connections are carried.
+    let all_fail = usable().all(|target| dial_failure(&seen(target)).is_some());
+    if let Some((reason, met)) = failed().filter(|_| all_fail) {
+        let why = match there.len() {
+            1 => format!("The target {met} when it was last asked."),
+            _ => format!("None of the targets took a connection when it was last asked; the first {met}."),
+        };
         let advice = "Check that the app runs and listens on the port that the forward leads to.";
-        return ("backend_refused", "The target takes no connections", why, advice);
+        return (reason, "The target takes no connections", why, advice);
     }
-    if forward.health.is_some() && there.iter().all(|target| target.state() == HealthState::Unhealthy) {
+    let is_ill = |target: &Backend| fails_probes(forward, target) && seen(target).last == LastDial::Unknown;
+    let was_ill = |target: &Backend| forward.health.is_some() && target.state() == HealthState::Unhealthy;
+    if usable().all(|target| is_ill(target) || was_ill(target)) {
         let why = "Connections are carried to it all the same, as there is nothing better.".to_owned();
         let advice = "Check that the app runs and listens on the port that the forward leads to.";
         return ("unhealthy", "The target fails its health checks", why, advice);
@@ -107,6 +116,30 @@ fn verdict(world: &World, forward: &Forward, figures: &ForwardFigures) -> Words 
     let why =
         "Connections are carried to the target, and nothing that is known speaks against it.".to_owned();
     ("ok", "This port is forwarded", why, "Nothing needs to be done.")
+}
+
+/// What is known of a target.
+fn figures_of(
+    resolved: Option<&ResolvedForward>,
+    key: BackendKey,
+    figures: &ForwardFigures,
+) -> TargetFigures {
+    let at = resolved.and_then(|found| found.targets.iter().position(|one| one.key == key));
+    at.and_then(|at| figures.targets.get(at)).copied().unwrap_or_default()
+}
+
+/// The word and the words of what the last connection met, if it failed.
+fn dial_failure(target: &TargetFigures) -> Option<(&'static str, &'static str)> {
+    match target.last {
+        LastDial::Failed(reason, met, _) => Some((reason, met)),
+        LastDial::Unknown | LastDial::Taken(_) => None,
+    }
+}
+
+/// Whether the last probe failed, of one that is not healthy all the same.
+fn fails_probes(forward: &Forward, target: &Backend) -> bool {
+    let has_reason = target.health.as_ref().is_some_and(|health| health.reason.is_some());
+    forward.health.is_some() && has_reason && !target.is_healthy()
 }
 
 fn port(forward: &Forward, figures: &ForwardFigures) -> StepView {
@@ -135,8 +168,7 @@ fn target_step(
         return StepView::new("target", false, format!("{target}: {}", world.absence(target)));
     };
     let resolved = world.forward(forward.protocol, forward.port);
-    let at = resolved.and_then(|found| found.targets.iter().position(|one| one.key == backend.key));
-    let (open, circuit) = at.and_then(|at| figures.targets.get(at)).copied().unwrap_or_default();
+    let known = figures_of(resolved.map(|resolved| &**resolved), backend.key, figures);
     let name = match target {
         BackendTarget::App { name, .. } => format!("{name} ({})", backend.key.addr),
         BackendTarget::Address(addr) => addr.to_string(),
@@ -144,17 +176,27 @@ fn target_step(
     let mut says = format!("{name} gets it");
     let mut ok = true;
     if forward.proxy.is_some() {
-        says.push_str(&format!(", {open} open now"));
+        says.push_str(&format!(", {} open now", known.open));
     }
-    if circuit.is_some_and(|circuit| circuit != "closed") {
-        ok = false;
-        says.push_str("; the last connections to it failed");
+    match known.last {
+        LastDial::Unknown | LastDial::Taken(None) => {}
+        LastDial::Taken(Some((met, ago))) => {
+            says.push_str(&format!("; {} it {met}, and it has answered since", before(ago)));
+        }
+        LastDial::Failed(_, met, ago) => {
+            ok = false;
+            says.push_str(&format!("; it {met} {}, when it was last asked", before(ago)));
+        }
     }
     if forward.health.is_some() {
-        ok &= backend.state() != HealthState::Unhealthy;
+        ok &= backend.state() != HealthState::Unhealthy && !fails_probes(forward, &backend);
         says.push_str(&checks(&backend, now));
     }
     StepView::new("target", ok, says)
+}
+
+fn before(seconds: u64) -> String {
+    if seconds < 2 { "just now".to_owned() } else { format!("{} ago", Span(seconds)) }
 }
 
 fn checks(backend: &Backend, now: Timestamp) -> String {
@@ -173,14 +215,27 @@ fn checks(backend: &Backend, now: Timestamp) -> String {
     }
 }
 
-fn traffic(forward: &Forward, policy: &StreamPolicy, figures: &ForwardFigures) -> Vec<StepView> {
+fn traffic(
+    forward: &Forward,
+    policy: &StreamPolicy,
+    figures: &ForwardFigures,
+    now: Timestamp,
+) -> Vec<StepView> {
+    // What is counted ends with the process: with an upgrade, too.
+    let since = figures.counted_since.map(|since| Span(now.seconds_after(since)));
+    let since = since.map(|since| format!(" in the last {since}, since this process forwards the port"));
     let what = if forward.protocol == Protocol::Udp { "clients" } else { "connections" };
     let mut steps = vec![StepView::new(
         "connections",
         figures.open < u64::from(policy.max_connections),
         format!(
-            "{} of at most {} {what} are open, {} since the port is forwarded; {} bytes came from clients, {} went to them",
-            figures.open, policy.max_connections, figures.taken, figures.received, figures.sent
+            "{} of at most {} {what} are open; {} came{}, {} bytes came from them, {} went to them",
+            figures.open,
+            policy.max_connections,
+            figures.taken,
+            since.unwrap_or_default(),
+            figures.received,
+            figures.sent
         ),
     )];
     if !policy.accept_proxy_protocol.is_empty() {
@@ -198,8 +253,7 @@ fn in_words(forward: &Forward) -> String {
 #[cfg(test)]
 mod tests {
     use proximity_table::{
-        BackendKey, Change, Facts, Generation, Health, HealthPolicy, Lease, LeaseState, Ledger, Mac, Source,
-        Touched,
+        Change, Facts, Generation, Health, HealthPolicy, Lease, LeaseState, Ledger, Mac, Source, Touched,
     };
 
     use super::*;
@@ -249,8 +303,10 @@ mod tests {
         (view.verdict, view.steps.iter().map(line).collect())
     }
 
-    fn busy(open: u64, circuit: &'static str) -> ForwardFigures {
-        ForwardFigures { open, taken: 12, targets: vec![(open, Some(circuit))], ..ForwardFigures::default() }
+    fn busy(open: u64, last: LastDial) -> ForwardFigures {
+        let target = TargetFigures { open, circuit: Some("closed"), last };
+        let counted_since = Some(Timestamp(NOW.0 - 7200));
+        ForwardFigures { open, taken: 12, counted_since, targets: vec![target], ..ForwardFigures::default() }
     }
 
     #[test]
@@ -258,6 +314,7 @@ mod tests {
         use HealthState::{Healthy, Unhealthy};
         let bound = Some(LeaseState::Bound);
         let none = ForwardFigures::default();
+        let refused = LastDial::Failed("backend_refused", "did not accept a connection", 180);
         let is = |world: &World, figures: &ForwardFigures, verdict: &str, line: &str| {
             let (found, lines) = told(world, &proxied(), figures);
             assert!(found == verdict && lines.iter().any(|told| told.contains(line)), "{found}: {lines:#?}");
@@ -265,27 +322,27 @@ mod tests {
         let well = world(proxied(), bound, Some(Healthy));
         is(
             &well,
-            &busy(3, "closed"),
+            &busy(3, LastDial::Taken(None)),
             "ok",
             "gitea (10.20.0.101:22) gets it, 3 open now; it passes its health checks",
         );
         is(
             &well,
-            &busy(3, "closed"),
+            &busy(3, LastDial::Taken(None)),
             "ok",
-            "3 of at most 9 connections are open, 12 since the port is forwarded",
+            "3 of at most 9 connections are open; 12 came in the last 2 h, since this process forwards the port",
         );
-        is(&well, &busy(9, "closed"), "connection_limit", "! connections 9 of at most 9");
+        is(&well, &busy(9, LastDial::Taken(None)), "connection_limit", "! connections 9 of at most 9");
         is(
             &well,
-            &busy(0, "open"),
+            &busy(0, refused),
             "backend_refused",
-            "! target gitea (10.20.0.101:22) gets it, 0 open now; the last",
+            "! target gitea (10.20.0.101:22) gets it, 0 open now; it did not accept a connection 3 min ago",
         );
         let ill = world(proxied(), bound, Some(Unhealthy));
         is(
             &ill,
-            &busy(0, "closed"),
+            &busy(0, LastDial::Unknown),
             "unhealthy",
             "fails its health checks for 10 min: no connection within 5 s",
         );
@@ -297,10 +354,42 @@ mod tests {
             "stopped",
             "`gitea` is not on the network",
         );
-        is(&world(proxied(), None, None), &none, "stopped", "no container was ever called `gitea`");
-        let mut figures = busy(1, "closed");
+        is(&world(proxied(), None, None), &none, "stopped", "no container is called `gitea`");
+        let mut figures = busy(1, LastDial::Taken(None));
         figures.stopped = vec![Stopped { reason: "loop", says: "it came back", count: 2 }];
         is(&well, &figures, "ok", "connections 2 were refused or cut because it came back");
+    }
+
+    /// The proxy's own judgement: one failed connection is enough, one that was taken since too.
+    #[test]
+    fn a_dead_target_is_no_port_that_is_forwarded() {
+        use HealthState::{Healthy, Unproven};
+        let (bound, forward) = (Some(LeaseState::Bound), proxied());
+        let met = "did not accept a connection";
+        let failed = LastDial::Failed("backend_refused", met, 0);
+        let unprobed = Forward { health: None, ..forward.clone() };
+        let plain = world(unprobed.clone(), bound, None);
+        assert_eq!(told(&plain, &unprobed, &busy(0, failed)).0, "backend_refused", "without probes");
+        let back = told(&plain, &unprobed, &busy(0, LastDial::Taken(Some((met, 60)))));
+        assert_eq!(back.0, "ok");
+        assert!(back.1.iter().any(|line| line.contains("; 60 s ago it did not accept")), "{:?}", back.1);
+        // Nobody connected yet, and its probes fail since it was made.
+        let new = world(forward.clone(), bound, Some(Unproven));
+        let (verdict, lines) = told(&new, &forward, &busy(0, LastDial::Unknown));
+        assert_eq!(verdict, "unhealthy");
+        assert!(
+            lines.iter().any(|line| line.starts_with("! target") && line.contains("not passed")),
+            "{lines:?}"
+        );
+        // Of two the healthy one gets what comes, whatever the other does.
+        let mut both = forward;
+        both.more = vec![BackendTarget::Address("10.20.0.9:22".parse().unwrap())];
+        let table = world(both.clone(), bound, Some(Healthy));
+        let mut figures = busy(0, LastDial::Taken(None));
+        figures.targets.push(TargetFigures { last: failed, ..TargetFigures::default() });
+        assert_eq!(told(&table, &both, &figures).0, "ok");
+        figures.targets.swap(0, 1);
+        assert_eq!(told(&table, &both, &figures).0, "backend_refused", "the other one is not asked");
     }
 
     #[test]

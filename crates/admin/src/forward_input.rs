@@ -1,6 +1,6 @@
 //! Port forwards as clients of the API write them: the keys of `[[forward]]` in the configuration file.
 
-use proximity_config::forward_from_json;
+use proximity_config::{Spelling, forward_from_json};
 use proximity_table::Forward;
 use serde_json::{Map, Value};
 
@@ -8,13 +8,24 @@ use crate::Problem;
 
 /// What is shown of a forward beside its settings; it is passed over, so that a forward may come back as it was
 /// shown.
-const SHOWN: [&str; 8] =
-    ["source", "target", "targets", "connections", "taken", "bytes_received", "bytes_sent", "trouble"];
+const SHOWN: [&str; 11] = [
+    "source",
+    "target",
+    "targets",
+    "connections",
+    "taken",
+    "counted_since",
+    "bytes_received",
+    "bytes_sent",
+    "trouble",
+    "notes",
+    "warnings",
+];
 
 /// The forward that a body means, once it makes sense.
-pub fn forward(mut body: Map<String, Value>) -> Result<Forward, Problem> {
+pub fn forward(mut body: Map<String, Value>, spelling: Spelling) -> Result<Forward, Problem> {
     body.retain(|key, _| !SHOWN.contains(&key.as_str()));
-    forward_from_json(&body).map_err(|report| Problem::reported(&report))
+    forward_from_json(&body, spelling).map_err(|report| Problem::reported(&report))
 }
 
 #[cfg(test)]
@@ -24,7 +35,7 @@ mod tests {
     use super::*;
 
     fn build(json: &str) -> Result<Forward, Problem> {
-        forward(serde_json::from_str(json).expect("the input is of the right shape"))
+        forward(serde_json::from_str(json).expect("the input is of the right shape"), Spelling::Json)
     }
 
     #[test]
@@ -48,6 +59,9 @@ mod tests {
         assert!(error.hint.contains("`mode`"), "{error:?}");
         let error = build(r#"{"port": 2222, "to": ["a:1", "b:1"]}"#).unwrap_err();
         assert!(error.hint.contains("\"mode\": \"proxy\""), "{error:?}");
+        let body: Value = serde_json::from_str(r#"{"port": 2222, "to": ["a:1", "b:1"]}"#).unwrap();
+        let error = forward(body.as_object().unwrap().clone(), Spelling::Line).unwrap_err();
+        assert!(error.hint.starts_with("add --mode proxy ("), "{error:?}");
         assert!(build("{}").unwrap_err().detail.contains("no port"));
     }
 }

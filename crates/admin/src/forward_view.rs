@@ -1,7 +1,9 @@
 //! Port forwards as the API shows them. What is shown may be sent back: its settings are spelled as they are
 //! written.
 
-use proximity_table::{Backend, Forward, Protocol, ResolvedForward, Source, StreamPolicy, World};
+use proximity_table::{
+    Backend, Forward, Label, Protocol, ResolvedForward, Source, StreamPolicy, Timestamp, World,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -23,12 +25,21 @@ pub struct ForwardView {
     pub source: Source,
     /// Connections that the appliance carries now; of UDP the clients that are remembered.
     pub connections: u64,
-    /// Connections ever taken.
+    /// Connections ever taken, since `counted_since`.
     pub taken: u64,
+    /// Since when this process counts; absent where the kernel forwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted_since: Option<String>,
     pub bytes_received: u64,
     pub bytes_sent: u64,
     /// Why the port is not listened on, if it should be.
     pub trouble: Option<String>,
+    /// What needs attention, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// What works and perhaps is not meant, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Everything else that differs from the default.
     #[serde(flatten)]
     pub settings: Map<String, Value>,
@@ -59,11 +70,37 @@ pub struct ForwardFigures {
     pub taken: u64,
     pub received: u64,
     pub sent: u64,
+    /// Since when this is counted.
+    pub counted_since: Option<Timestamp>,
     pub trouble: Option<String>,
-    /// Of each target in [`ResolvedForward::targets`]: connections and circuit.
-    pub targets: Vec<(u64, Option<&'static str>)>,
+    /// Of each target in [`ResolvedForward::targets`].
+    pub targets: Vec<TargetFigures>,
     /// What was refused or cut, by the reason; all reasons.
     pub stopped: Vec<Stopped>,
+}
+
+/// What the data threads know of a target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TargetFigures {
+    /// Connections carried there now, of all forwards.
+    pub open: u64,
+    /// closed, open or half_open.
+    pub circuit: Option<&'static str>,
+    /// What was met there last.
+    pub last: LastDial,
+}
+
+/// What whoever connected to a target met last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LastDial {
+    /// Nobody did, as far as is known.
+    #[default]
+    Unknown,
+    /// It took the connection; before that it may have failed: what it did then, such as "did not accept a
+    /// connection", and how many seconds ago.
+    Taken(Option<(&'static str, u64)>),
+    /// It did this instead, so many seconds ago; the first is the word of the reason.
+    Failed(&'static str, &'static str, u64),
 }
 
 /// Connections or datagrams that were refused or cut for one reason.
@@ -81,7 +118,8 @@ impl ForwardView {
     /// Every port forward.
     pub fn all(world: &World, figures: impl Fn(&ResolvedForward) -> ForwardFigures) -> Vec<ForwardView> {
         let all = world.facts.intent().forwards.values();
-        all.map(|(source, forward)| ForwardView::of(world, *source, forward, &figures)).collect()
+        // Looking for the nearest name is not for lists.
+        all.map(|(source, forward)| ForwardView::of(world, *source, forward, &figures, |_| None)).collect()
     }
 
     /// The forward of a port.
@@ -91,7 +129,8 @@ impl ForwardView {
         figures: impl Fn(&ResolvedForward) -> ForwardFigures,
     ) -> Option<ForwardView> {
         let (source, forward) = world.facts.intent().forwards.get(&port)?;
-        Some(ForwardView::of(world, *source, forward, &figures))
+        let nearest = |name: &Label| world.nearest_host(name.as_str());
+        Some(ForwardView::of(world, *source, forward, &figures, nearest))
     }
 
     fn of(
@@ -99,6 +138,7 @@ impl ForwardView {
         source: Source,
         forward: &Forward,
         figures: &impl Fn(&ResolvedForward) -> ForwardFigures,
+        nearest: impl Fn(&Label) -> Option<String>,
     ) -> ForwardView {
         let resolved = world.forward(forward.protocol, forward.port).map(|resolved| &**resolved);
         let figures = resolved.map(figures).unwrap_or_default();
@@ -120,9 +160,12 @@ impl ForwardView {
             source,
             connections: figures.open,
             taken: figures.taken,
+            counted_since: figures.counted_since.and_then(rfc3339),
             bytes_received: figures.received,
             bytes_sent: figures.sent,
             trouble: figures.trouble,
+            notes: world.unknown_targets(forward, nearest).iter().map(ToString::to_string).collect(),
+            warnings: world.forward_warnings(forward),
             settings: settings(forward),
         }
     }
@@ -145,7 +188,7 @@ impl ForwardTargetView {
         to: String,
         backend: Option<Backend>,
         is_probed: bool,
-        (connections, circuit): (u64, Option<&'static str>),
+        figures: TargetFigures,
     ) -> ForwardTargetView {
         let probed = backend.as_ref().filter(|_| is_probed);
         let health = probed.and_then(|backend| backend.health.as_ref());
@@ -155,8 +198,8 @@ impl ForwardTargetView {
             state: probed.map(|backend| backend.state().as_str().to_owned()),
             since: health.and_then(|health| rfc3339(health.since)),
             reason: health.and_then(|health| health.reason.clone()),
-            connections,
-            circuit: circuit.map(str::to_owned),
+            connections: figures.open,
+            circuit: figures.circuit.map(str::to_owned),
         }
     }
 }
@@ -195,7 +238,7 @@ fn settings(forward: &Forward) -> Map<String, Value> {
 mod tests {
     use proximity_table::{
         BackendTarget, Change, Facts, Generation, Health, HealthPolicy, HealthState, Ledger, Protocol,
-        Timestamp, Touched,
+        Touched,
     };
 
     use super::*;
@@ -213,9 +256,11 @@ mod tests {
             Health { state: HealthState::Unhealthy, since: Timestamp(0), reason: Some("refused".into()) };
         apply(Change::Health("tcp/2222".into(), key, Some(health)));
         let world = World::derive(facts, Generation(1));
+        let target = TargetFigures { open: 2, circuit: Some("closed"), last: LastDial::Unknown };
         let figures = |forward: &ResolvedForward| ForwardFigures {
             open: 3,
-            targets: forward.targets.iter().map(|_| (2, Some("closed"))).collect(),
+            counted_since: Some(Timestamp(1_000)),
+            targets: forward.targets.iter().map(|_| target).collect(),
             ..ForwardFigures::default()
         };
         ForwardView::all(&world, figures)
@@ -246,7 +291,11 @@ mod tests {
         assert_eq!(views.len(), 3);
         for (view, forward) in views.iter().zip(&forwards) {
             let Value::Object(body) = json!(view) else { unreachable!() };
-            assert_eq!(forward_input::forward(body).unwrap(), *forward, "{view:?}");
+            assert_eq!(
+                forward_input::forward(body, proximity_config::Spelling::Json).unwrap(),
+                *forward,
+                "{view:?}"
+            );
         }
         assert_eq!(views[1].settings, Map::new());
         assert_eq!((views[1].to.as_str(), views[1].mode.as_str()), (Some("10.20.0.9:53"), "nat"));
@@ -260,6 +309,8 @@ mod tests {
         forward.proxy = Some(StreamPolicy::default().into());
         let view = &shown(&[forward.clone()])[0];
         assert_eq!((view.target.as_deref(), view.connections), (Some("10.20.0.9:22"), 3));
+        assert_eq!(view.counted_since.as_deref(), Some("1970-01-01T00:16:40Z"));
+        assert_eq!(view.notes, ["no container is called `gone`: start it, or correct the name"]);
         assert_eq!((view.targets[0].address.as_ref(), view.targets[0].connections), (None, 0));
         assert_eq!((view.targets[1].connections, view.targets[1].state.as_ref()), (2, None));
         assert_eq!(view.state(), "-", "nobody asks");

@@ -35,7 +35,7 @@ use proximity_table::{
 
 pub use auth::Token;
 pub use explain::{ExplainView, Said, StepView, Subject};
-pub use forward_view::{ForwardFigures, ForwardTargetView, ForwardView, Stopped};
+pub use forward_view::{ForwardFigures, ForwardTargetView, ForwardView, LastDial, Stopped, TargetFigures};
 pub use metrics::{Family, MetricKind, MetricsText};
 pub use objects::{RecordInput, ReservationInput, UpgradeInput};
 pub use problem::{Flaw, Problem};
@@ -49,6 +49,12 @@ pub use view::{
 
 /// Root of the API.
 pub const BASE: &str = "/api/v1/appliance";
+
+/// Field of a request in which the command line says that it asks ([`COMMAND_LINE`]): problems then speak of its flags
+/// and not of JSON.
+pub const SPELLING_FIELD: &str = "proximity-spelling";
+/// What [`SPELLING_FIELD`] has.
+pub const COMMAND_LINE: &str = "command-line";
 
 /// A change as a function of the facts: it is run by the only writer, so nothing can come between looking
 /// and changing.

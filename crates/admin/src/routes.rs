@@ -7,10 +7,11 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
+use proximity_config::Spelling;
 use proximity_table::{Facts, Label, Protocol, Vhost, VhostPolicy};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -20,8 +21,8 @@ use crate::metrics::CONTENT_TYPE;
 use crate::objects::{RecordInput, ReservationInput, UpgradeInput};
 use crate::view::{AppView, LeaseView, Page, RecordView, ReservationView, Upgraded};
 use crate::{
-    Appliance, BASE, Change, ExplainView, ForwardView, HealthView, Problem, ServiceVerb, Subject, Token,
-    VhostView, auth, edit, forward_input, vhost_input,
+    Appliance, BASE, COMMAND_LINE, Change, ExplainView, ForwardView, HealthView, Problem, SPELLING_FIELD,
+    ServiceVerb, Subject, Token, VhostView, auth, edit, forward_input, vhost_input,
 };
 
 /// Most octets of a request's body.
@@ -181,9 +182,10 @@ async fn upgrade<A: Appliance>(
 
 async fn create_vhost<A: Appliance>(
     State(appliance): State<Arc<A>>,
+    head: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let vhost = read_vhost(&*appliance, &body, None)?;
+    let vhost = read_vhost(&*appliance, &body, None, spelling(&head))?;
     let name = vhost.app_name.to_string();
     change(&*appliance, move |facts| edit::put_vhost(facts, vhost, false)).await?;
     Ok((StatusCode::CREATED, find_vhost(&*appliance, &name)?).into_response())
@@ -192,16 +194,31 @@ async fn create_vhost<A: Appliance>(
 async fn put_vhost<A: Appliance>(
     State(appliance): State<Arc<A>>,
     Path(name): Path<String>,
+    head: HeaderMap,
     body: Bytes,
 ) -> Answer<VhostView> {
-    let vhost = read_vhost(&*appliance, &body, Some(&name))?;
+    let vhost = read_vhost(&*appliance, &body, Some(&name), spelling(&head))?;
     change(&*appliance, move |facts| edit::put_vhost(facts, vhost, true)).await?;
     find_vhost(&*appliance, &name)
 }
 
+/// In which words the asker is told what is wrong with a body.
+fn spelling(head: &HeaderMap) -> Spelling {
+    match head.get(SPELLING_FIELD).is_some_and(|value| value == COMMAND_LINE) {
+        true => Spelling::Line,
+        false => Spelling::Json,
+    }
+}
+
 /// The vhost that a body means, once all that it names is there.
-fn read_vhost<A: Appliance>(appliance: &A, body: &Bytes, name: Option<&str>) -> Result<Vhost, Problem> {
-    let vhost = vhost_input::vhost(read(body)?, name, &appliance.world().facts.intent().domain)?;
+fn read_vhost<A: Appliance>(
+    appliance: &A,
+    body: &Bytes,
+    name: Option<&str>,
+    spelling: Spelling,
+) -> Result<Vhost, Problem> {
+    let world = appliance.world();
+    let vhost = vhost_input::vhost(read(body)?, name, &world.facts.intent().domain, spelling)?;
     for path in vhost.authorities() {
         appliance.check_authority(path).map_err(|text| Problem::explained(format!("tls_ca: {text}")))?;
     }
@@ -327,9 +344,10 @@ async fn explain_port<A: Appliance>(
 
 async fn create_forward<A: Appliance>(
     State(appliance): State<Arc<A>>,
+    head: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let forward = forward_input::forward(read(&body)?)?;
+    let forward = forward_input::forward(read(&body)?, spelling(&head))?;
     let wanted = (forward.protocol, forward.port);
     change(&*appliance, move |facts| edit::put_forward(facts, forward)).await?;
     let made = ForwardView::one(&appliance.world(), wanted, |forward| appliance.forward_figures(forward));

@@ -1,6 +1,6 @@
 //! Vhosts as clients of the API write them: the keys of `[[vhost]]` in the configuration file.
 
-use proximity_config::vhost_from_json;
+use proximity_config::{Spelling, vhost_from_json};
 use proximity_table::{Name, Vhost};
 use serde_json::{Map, Value, json};
 
@@ -14,7 +14,12 @@ const SHOWN_OF_HEALTH: [&str; 4] = ["state", "since", "reason", "backends"];
 
 /// The vhost that a body means, once it makes sense. `name` is the one in the path of a PUT. Users without a
 /// hash are to keep the one that is there ([`vhost_from_json`]).
-pub fn vhost(mut body: Map<String, Value>, name: Option<&str>, domain: &Name) -> Result<Vhost, Problem> {
+pub fn vhost(
+    mut body: Map<String, Value>,
+    name: Option<&str>,
+    domain: &Name,
+    spelling: Spelling,
+) -> Result<Vhost, Problem> {
     match (body.get("app_name").and_then(Value::as_str), name) {
         (Some(body), Some(path)) if !body.eq_ignore_ascii_case(path) => {
             let hint = "leave app_name out, or delete the vhost and create another";
@@ -26,7 +31,7 @@ pub fn vhost(mut body: Map<String, Value>, name: Option<&str>, domain: &Name) ->
     }
     one_way_to_the_backends(&mut body)?;
     forget_what_is_shown(&mut body);
-    vhost_from_json(&body, domain).map_err(|report| Problem::reported(&report))
+    vhost_from_json(&body, domain, spelling).map_err(|report| Problem::reported(&report))
 }
 
 /// Takes away what is shown of a vhost and cannot be set.
@@ -78,7 +83,7 @@ mod tests {
 
     fn build(json: &str) -> Result<Vhost, Problem> {
         let body = serde_json::from_str(json).expect("the input is of the right shape");
-        vhost(body, None, &"prox.local".parse().unwrap())
+        vhost(body, None, &"prox.local".parse().unwrap(), Spelling::Json)
     }
 
     #[test]

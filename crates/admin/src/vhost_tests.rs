@@ -18,7 +18,8 @@ fn object(text: &str) -> Map<String, Value> {
 
 /// Puts a vhost by its JSON; the facts after it, and how it is shown.
 fn put(facts: &mut Facts, body: Map<String, Value>) -> Result<VhostView, crate::Problem> {
-    let vhost = vhost_input::vhost(body, None, &"prox.local".parse().unwrap())?;
+    let vhost =
+        vhost_input::vhost(body, None, &"prox.local".parse().unwrap(), proximity_config::Spelling::Json)?;
     let name = vhost.app_name.to_string();
     for change in edit::put_vhost(facts, vhost, true)? {
         facts.apply(change, &mut Touched::default());

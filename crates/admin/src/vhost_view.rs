@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use proximity_table::{
-    Absence, Backend, BackendTarget, Health, HealthPolicy, HealthState, Label, Name, Route, Service, Source,
+    Backend, BackendTarget, Health, HealthPolicy, HealthState, Label, Name, Route, Service, Source,
     UpstreamKey, Vhost, VhostPath, World,
 };
 use serde::{Deserialize, Serialize};
@@ -241,7 +241,10 @@ impl VhostView {
 /// Says which apps of a vhost nobody knows. Looking for the nearest name is not for lists.
 fn unknown(world: &World, vhost: &Vhost, nearest: impl Fn(&Label) -> Option<String>) -> Vec<String> {
     let names = world.unknown_apps(vhost).into_iter();
-    names.map(|name| Absence::Unknown { nearest: nearest(&name), name }.to_string()).collect()
+    names
+        .filter_map(|name| world.unknown_beside(&name, &nearest))
+        .map(|absence| absence.to_string())
+        .collect()
 }
 
 impl PathView {

@@ -336,7 +336,8 @@ impl AppView {
         notes.extend(vhost.iter().flat_map(|vhost| vhost.notes.iter().cloned()));
         let mut forwards = Vec::new();
         for forward in world.forwards.iter() {
-            let here = |target: &&Backend| host.is_some_and(|host| host.ip == *target.key.addr.ip());
+            let here =
+                |target: &&Backend| app.own_host().is_some_and(|host| host.ip == *target.key.addr.ip());
             let Some(target) = forward.targets.iter().find(here) else { continue };
             let name = forward.health_name();
             let reason = target.health.as_ref().and_then(|health| health.reason.as_ref());

@@ -3,7 +3,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use argon2::password_hash::phc::PasswordHash;
-use argon2::{Argon2, Params, PasswordVerifier};
+use argon2::{Argon2, Params, PasswordHasher, PasswordVerifier};
 use base64ct::{Base64, Encoding};
 use blake2::Blake2sMac256;
 use blake2::digest::{KeyInit, Mac};
@@ -213,6 +213,15 @@ impl VerifiedPasswords {
     }
 }
 
+/// The Argon2id hash of a password, with a salt that nobody else has: what OWASP advises, 19 MiB and two passes.
+pub fn hash_password(password: &[u8], salt: [u8; 16]) -> String {
+    let params = Params::new(19_456, 2, 1, None).expect("these parameters are within bounds");
+    let hasher = Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params);
+    let hash: PasswordHash =
+        hasher.hash_password_with_salt(password, &salt).expect("a salt of 16 octets is long enough");
+    hash.to_string()
+}
+
 /// Reads the value of `Authorization`; `None` for other schemes and what is not as RFC 7617 §2 has it.
 fn credentials(field: &[u8]) -> Option<(String, Vec<u8>)> {
     let (scheme, rest) = field.split_at_checked(5)?;
@@ -236,7 +245,7 @@ impl StoredHash {
             return Err(refused(hint));
         }
         // What was judged by its looks can be read; the last word has whoever is going to read it.
-        let unreadable = || refused("make another one: `htpasswd -nB NAME` does");
+        let unreadable = || refused("make another one: `proximity hash-password` does");
         if text.starts_with("$argon2") {
             let hash = PasswordHash::new(text).map_err(|_| unreadable())?;
             Params::try_from(&hash).map_err(|_| unreadable())?;

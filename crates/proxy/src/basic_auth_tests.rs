@@ -140,6 +140,18 @@ fn users_are_checked_when_they_are_set_up() {
 
 /// What the configuration takes, the libraries that check passwords take.
 #[test]
+fn a_hash_that_is_made_here_is_taken_here() {
+    let hash = hash_password("pässword".as_bytes(), [7; 16]);
+    assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
+    assert_eq!(password_hash_trouble(&hash), None);
+    assert_ne!(hash_password("pässword".as_bytes(), [8; 16]), hash);
+    let users = Arc::new(BasicUsers::new("Apps", [("alice", hash.as_str())]).unwrap());
+    let verified = verified();
+    assert!(attempt(&users, &verified, "alice:pässword", 0).verify().is_some());
+    assert!(attempt(&users, &verified, "alice:password", 0).verify().is_none());
+}
+
+#[test]
 fn every_hash_that_is_taken_can_be_read() {
     for hash in [
         BCRYPT.to_owned(),

@@ -1,7 +1,8 @@
 use std::net::IpAddr;
 
 use proximity_table::{
-    Action, Backend, HealthState, ProxySettings, Route, Service, Timestamp, UpstreamKey, World,
+    Action, Backend, BackendTarget, HealthState, ProxySettings, Route, Service, Timestamp, UpstreamKey,
+    Verdict, World,
 };
 
 use crate::health::meets;
@@ -43,6 +44,8 @@ pub struct Explanation {
     pub advice: &'static str,
     /// What was looked at, in the order in which a request meets it.
     pub steps: Vec<Step>,
+    /// Whom the request may be sent to, as it was written; nobody for a vhost made from a lease, which is the app's own.
+    pub targets: Vec<BackendTarget>,
 }
 
 /// One thing that was looked at.
@@ -67,7 +70,7 @@ enum Outcome {
 
 /// Tells what a request for a vhost meets, by the same rules and in the same words as the proxy.
 pub fn explain(question: &Question<'_>, route: Option<&Route>) -> Explanation {
-    let steps = explain_steps::of(question, route);
+    let (steps, targets) = explain_steps::of(question, route);
     let outcome = route.ok_or(Reason::UnknownHost).and_then(|route| question.outcome(route));
     let (verdict, title, why, advice) = match outcome {
         Err(reason) => {
@@ -93,12 +96,15 @@ pub fn explain(question: &Question<'_>, route: Option<&Route>) -> Explanation {
             "Look into the log of the app, or correct the health check if the app is well.",
         ),
     };
-    Explanation { reason: outcome.err(), verdict, title, why, advice, steps }
+    Explanation { reason: outcome.err(), verdict, title, why, advice, steps, targets }
 }
 
 impl Question<'_> {
     /// What becomes of the request, decided in the order in which the proxy does.
     fn outcome(&self, route: &Route) -> Result<Outcome, Reason> {
+        if route.verdict() == Verdict::Disabled {
+            return Err(Reason::Disabled);
+        }
         self.access(route)?;
         if let Some(fault) = fault(&route.policy) {
             return Err(fault);

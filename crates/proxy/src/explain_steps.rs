@@ -15,19 +15,20 @@ use crate::{BackendLoad, NormalPath, Reason, health, redirect_location, split_ta
 /// Backends that are told of one by one.
 const MOST_BACKENDS: usize = 32;
 
-/// What is known of each thing, in the order in which the request meets it.
-pub fn of(question: &Question<'_>, route: Option<&Route>) -> Vec<Step> {
-    let mut steps = Steps { question, list: Vec::new() };
+/// What is known of each thing, in the order in which the request meets it, and whom the request may be sent to.
+pub fn of(question: &Question<'_>, route: Option<&Route>) -> (Vec<Step>, Vec<BackendTarget>) {
+    let mut steps = Steps { question, list: Vec::new(), targets: Vec::new() };
     match route {
         None => steps.add("vhost", false, "no vhost has this name"),
         Some(route) => steps.tell(route),
     }
-    steps.list
+    (steps.list, steps.targets)
 }
 
 struct Steps<'a> {
     question: &'a Question<'a>,
     list: Vec<Step>,
+    targets: Vec<BackendTarget>,
 }
 
 impl Steps<'_> {
@@ -47,6 +48,9 @@ impl Steps<'_> {
         self.auth(route);
         let Some(at) = self.path(route, written) else { return };
         if let (Action::Proxy(service), targets) = place(route, written, at) {
+            let asked = route.policy.forward_auth.iter().map(|auth| &auth.to);
+            let targets_of_all = targets.into_iter().flatten().take(MOST_BACKENDS).chain(asked);
+            self.targets = targets_of_all.cloned().collect();
             self.backends(route, service, targets);
         }
     }
@@ -58,12 +62,12 @@ impl Steps<'_> {
             Source::Api => "set up by the API or the command line",
         };
         let says = format!("{} is a vhost, {made}", route.hostname);
-        if fault(&route.policy).is_some() {
+        if route.verdict() != Verdict::Disabled {
+            if fault(&route.policy).is_none() {
+                return self.add("vhost", true, says);
+            }
             let why = "and asks for what cannot be done: look at its users and header fields";
             return self.add("vhost", false, format!("{says}, {why}"));
-        }
-        if route.verdict() != Verdict::Disabled {
-            return self.add("vhost", true, says);
         }
         let how = match route.source {
             Source::Config => "write enabled = true in the file".to_owned(),

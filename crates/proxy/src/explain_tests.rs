@@ -184,6 +184,12 @@ fn an_app_of_a_lease_from_its_start_to_its_end() {
 fn a_vhost_that_is_switched_off() {
     let told = Scene::of(Vhost { enabled: false, ..fixed() }).ask(WIKI, "/", None);
     told.is("disabled").has("vhost", false, "`proximity vhost set wiki --enabled` switches it on");
+    // Before anything else that might refuse.
+    let mut policy = VhostPolicy::default();
+    policy.access.allow = vec!["10.99.0.0/16".parse().unwrap()];
+    policy.request_headers.remove = vec!["host".to_owned()];
+    let scene = Scene::of(Vhost { enabled: false, ..with_policy(policy) });
+    scene.ask(WIKI, "/", Some("10.20.0.9")).is("disabled").has("vhost", false, "switched off");
 }
 
 #[test]
@@ -285,7 +291,7 @@ fn a_misspelt_app_is_told_with_the_nearest_name() {
         "mediawkii:80: no container is called `mediawkii`: the nearest name is `mediawiki`",
     );
     let mut scene = Scene::of(vhost(vec![app("mediawiki", 80)]));
-    scene.ask(WIKI, "/", None).has("backend", false, "no container was ever called `mediawiki`");
+    scene.ask(WIKI, "/", None).has("backend", false, "no container is called `mediawiki`");
     scene.lease(101, "mediawiki", LeaseState::Expired);
     scene.ask(WIKI, "/", None).is("stopped").has("backend", false, "`mediawiki` is not on the network");
 }
@@ -332,11 +338,7 @@ fn passwords_and_the_service_that_is_asked() {
     let mut scene = Scene::of(with_policy(policy));
     let told = scene.ask(WIKI, "/", None);
     told.is("auth_unavailable").has("password", true, "which alice and bob have");
-    told.has(
-        "auth",
-        false,
-        "nobody may come in: authelia:9091 is to be asked, and no container was ever called",
-    );
+    told.has("auth", false, "nobody may come in: authelia:9091 is to be asked, and no container is called");
     scene.lease(107, "authelia", LeaseState::Bound);
     scene.ask(WIKI, "/", None).is("ok").has(
         "auth",

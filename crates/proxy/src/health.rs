@@ -15,6 +15,7 @@ const REFUSED: &str = "connection refused: nothing listens on the port";
 const UNREACHABLE: &str = "no way to the address: the machine is off, or not on this network";
 const UNCONNECTED: &str = "no connection within";
 const TLS: &str = "no encrypted connection: perhaps the port does not speak https";
+const SPEAKS_TLS: &str = "the port speaks https, and is asked by http: set protocol = \"https\"";
 const UNTRUSTED: &str = "its certificate is not trusted:";
 
 /// The health state machine of one backend: probe results in, verdicts and the time of the next probe out.
@@ -53,6 +54,8 @@ pub enum Outcome {
     Broke,
     /// It answered as it should, but without the text that was looked for.
     Lacks,
+    /// It wants TLS and was asked without.
+    SpeaksTls,
     /// The TLS handshake failed.
     Tls,
     /// Its certificate is not good, and it was to be.
@@ -66,6 +69,8 @@ pub enum Distrust {
     Issuer,
     /// It is for another name.
     Name,
+    /// It names no host at all where names are looked for (RFC 9525 §6.3).
+    Nameless,
     /// It is in force no more.
     Expired,
     /// It is not in force yet.
@@ -109,6 +114,7 @@ impl Outcome {
             Outcome::TimedOut => format!("no answer within {} s", policy.timeout),
             Outcome::Broke => "the connection closed without an HTTP answer".to_owned(),
             Outcome::Lacks => format!("the answer to {uri} lacks the text that health.body looks for"),
+            Outcome::SpeaksTls => SPEAKS_TLS.to_owned(),
             Outcome::Tls => TLS.to_owned(),
             Outcome::Untrusted(why) => format!("{UNTRUSTED} {}", why.words()),
         })
@@ -121,6 +127,11 @@ impl Distrust {
         match self {
             Distrust::Issuer => "it is not signed by an authority that is known here: name that with tls_ca",
             Distrust::Name => "it is for another name: set tls_server_name to one that it has",
+            Distrust::Nameless => {
+                "it has no subjectAltName, so it is nobody's: make another with `openssl req … -addext \
+                 subjectAltName=DNS:NAME`, NAME being the vhost's host name, or take tls_ca away and set tls_verify = \
+                 false to accept any"
+            }
             Distrust::Expired => "it has expired: renew it",
             Distrust::NotYet => "it is not in force yet: compare the clocks",
             Distrust::NoAuthority => "the file of tls_ca cannot be used: `proximity validate` says why",

@@ -53,10 +53,8 @@ mod http1;
 mod http2;
 mod kept_authorities;
 mod last_met;
-mod least_rate;
 mod mixing;
 mod pages;
-mod password_checks;
 mod path;
 mod peers;
 mod pool;
@@ -98,9 +96,11 @@ pub use authority::{Authority, AuthorityError};
 pub use backend_slots::{Full, InFlight, QueueFull, Slots, Waiting};
 pub use backend_state::{BackendLoad, BackendState, Backends, Circuit, Passage, Passive};
 pub use balance::{Ask, Choice, Chosen, CookieValue, Member, Rules, Sticky, Tried, choose, cookie_value};
-pub use basic_auth::{Answer, Attempt, BasicAuthError, BasicUsers, RightPassword, VerifiedPasswords};
+pub use basic_auth::{
+    Answer, Attempt, BasicAuthError, BasicUsers, RightPassword, VerifiedPasswords, hash_password,
+};
 pub use client_connections::{ClientConnections, ClientSlot, TooManyConnections};
-pub use condition::{Condition, note};
+pub use condition::{Condition, met, note};
 pub use course::Course;
 pub use explain::{Explanation, Question, Step, explain};
 pub use forwarded::{
@@ -111,10 +111,9 @@ pub use header_edits::CompiledEdits;
 pub use health::{Distrust, Monitor, Outcome};
 pub use histogram::{BOUNDS as DURATION_BOUNDS, Durations, Histogram};
 pub use host::{HostError, normalise};
-pub use kept_authorities::KeptAuthorities;
+pub use kept_authorities::tell_lost_authorities;
 pub use last_met::{LastFailure, LastMet};
 pub use pages::{AppLink, Inside, Page, Rendered};
-pub use password_checks::{Checking, PasswordChecks, TooManyChecks, WaitingCheck};
 pub use path::{NormalPath, PathError, has_prefix, redirect_location, split_target, strip_prefix, with_path};
 pub use prober::{HealthReport, Probed, probe};
 pub use proxy_protocol::{

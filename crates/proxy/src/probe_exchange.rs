@@ -7,7 +7,7 @@ use http::{Method, Request, Response, header, uri};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use proximity_table::{BackendProtocol, HealthPolicy, ProbeKind};
+use proximity_table::{BackendProtocol, BackendTls, HealthPolicy, ProbeKind};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
@@ -27,7 +27,16 @@ pub async fn ask(addr: SocketAddrV4, plan: &ProbePlan, tls: &Tls) -> Outcome {
     let addr = SocketAddrV4::new(*addr.ip(), plan.policy.port.unwrap_or(addr.port()));
     match timeout_at(end, TcpStream::connect(addr)).await {
         Ok(Ok(stream)) => {
-            timeout_at(end, exchange(stream, addr, plan, tls)).await.unwrap_or(Outcome::TimedOut)
+            match timeout_at(end, exchange(stream, addr, plan, tls)).await.unwrap_or(Outcome::TimedOut) {
+                // Servers of TLS close what does not begin with a handshake, or say 400.
+                Outcome::Broke | Outcome::Answered(400)
+                    if plan.protocol == BackendProtocol::Http
+                        && timeout_at(end, speaks_tls(addr, tls)).await == Ok(true) =>
+                {
+                    Outcome::SpeaksTls
+                }
+                outcome => outcome,
+            }
         }
         Ok(Err(error)) => why_not(&error),
         Err(_) => Outcome::Unconnected,
@@ -48,6 +57,13 @@ async fn exchange(stream: TcpStream, addr: SocketAddrV4, plan: &ProbePlan, tls: 
             Err(NoTls::Untrusted(why)) => Outcome::Untrusted(why),
         },
     }
+}
+
+/// Whether a port makes encrypted connections, whatever its certificate.
+async fn speaks_tls(addr: SocketAddrV4, tls: &Tls) -> bool {
+    let Ok(stream) = TcpStream::connect(addr).await else { return false };
+    let any = BackendTls { verify: false, ..BackendTls::default() };
+    tls.connect(stream, &any, (*addr.ip()).into()).await.is_ok()
 }
 
 async fn http1<S>(stream: S, host: &str, policy: &HealthPolicy) -> Outcome

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use proximity_table::{BackendKey, PassivePolicy, ResolvedForward, StreamPolicy, UpstreamKey};
 
+use crate::Reason;
 use crate::backend_slots::InFlight;
 use crate::backend_state::{Backends, Passive};
 use crate::balance::{Ask, Choice, Chosen, Member, Rules, Sticky, Tried, choose};
@@ -82,12 +83,17 @@ impl Attempts {
 
     /// The target took the connection.
     pub fn succeeded(&self, attempt: &Attempt, now_ms: u64) {
-        self.members[attempt.index].state.succeeded(attempt.trial, now_ms);
+        let state = &self.members[attempt.index].state;
+        state.succeeded(attempt.trial, now_ms);
+        state.met.note_answer();
     }
 
-    /// The target did not. After some of that it is left alone for a while, if there is another one.
-    pub fn failed(&self, attempt: &Attempt, now_ms: u64) {
-        self.members[attempt.index].state.failed(attempt.trial, &self.passive, now_ms);
+    /// The target did not, and what was met instead. After some of that it is left alone for a while, if there is
+    /// another one.
+    pub fn failed(&self, attempt: &Attempt, met: Reason, now_ms: u64) {
+        let state = &self.members[attempt.index].state;
+        state.failed(attempt.trial, &self.passive, now_ms);
+        state.met.note_failure(met, now_ms);
     }
 }
 
@@ -159,7 +165,7 @@ mod tests {
             let mut attempts = attempts(&both, &backends, 0);
             let first = attempts.next(0).unwrap();
             assert_eq!(first.key, key(1));
-            attempts.failed(&first, 0);
+            attempts.failed(&first, Reason::BackendRefused, 0);
             let second = attempts.next(0).unwrap();
             assert_eq!(second.key, key(2), "the next one is taken");
             attempts.succeeded(&second, 0);

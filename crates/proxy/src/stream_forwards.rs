@@ -13,13 +13,13 @@ use proximity_table::{BackendKey, Generation, Protocol, ResolvedForward, Upstrea
 use socket2::SockRef;
 use tokio::sync::{mpsc, watch};
 
-use crate::StreamReason;
 use crate::backend_state::{BackendLoad, Backends};
 use crate::server::listen;
 use crate::stream_stats::{StreamCounters, StreamGauge, StreamLoad};
 use crate::stream_thread::{Order, StreamThread};
 use crate::stream_udp::hear_on;
 use crate::worker::Snapshot;
+use crate::{Reason, StreamReason};
 
 /// A port of the appliance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -184,6 +184,24 @@ impl StreamForwards {
     /// What was counted of a port.
     pub fn load(&self, port: StreamPort) -> StreamLoad {
         self.shared.gauges().get(&port).map(|gauge| gauge.load()).unwrap_or_default()
+    }
+
+    /// For how long a port was counted: since it is forwarded, by this process.
+    pub fn counted_for(&self, port: StreamPort) -> Option<Duration> {
+        self.shared.gauges().get(&port).map(|gauge| gauge.age())
+    }
+
+    /// Notes what a probe met at a target: what connections met before may be past.
+    pub fn target_probed(&self, upstream: &UpstreamKey, met: Result<(), Reason>) {
+        let Some(state) = self.shared.backends.find(upstream) else { return };
+        match met {
+            Ok(()) => state.met.note_answer(),
+            Err(reason @ (Reason::BackendRefused | Reason::BackendTimedOut)) => {
+                state.met.note_failure(reason, self.shared.now_ms());
+            }
+            // It took the connection, which is all that is asked of it here.
+            Err(_) => state.met.note_answer(),
+        }
     }
 
     /// How often `reason` stopped something at a port, since it is forwarded.

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 /// Defines [`StreamReason`] with the word of each, and with what is said of it.
 macro_rules! reasons {
@@ -67,8 +68,9 @@ reasons! {
 pub struct StreamCounters([AtomicU64; StreamReason::ALL.len()]);
 
 /// What the data threads have counted of one forward.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct StreamGauge {
+    began: Instant,
     open: AtomicU64,
     taken: AtomicU64,
     received: AtomicU64,
@@ -118,7 +120,26 @@ impl StreamCounters {
     }
 }
 
+impl Default for StreamGauge {
+    fn default() -> StreamGauge {
+        StreamGauge {
+            began: Instant::now(),
+            open: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            turn: AtomicUsize::new(0),
+            stopped: StreamCounters::default(),
+        }
+    }
+}
+
 impl StreamGauge {
+    /// For how long it has counted.
+    pub fn age(&self) -> Duration {
+        self.began.elapsed()
+    }
+
     /// Counts a connection if there are fewer than `most`.
     pub fn enter(self: &Arc<StreamGauge>, most: u32) -> Option<StreamSlot> {
         let one_more = |open| (open < u64::from(most)).then_some(open + 1);

@@ -9,7 +9,6 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::StreamReason;
 use crate::backend_slots::InFlight;
 use crate::buffer::Buffer;
 use crate::peers::{Patience, watch_backend};
@@ -17,6 +16,7 @@ use crate::proxy_protocol::{Addresses, LONGEST, ProxyHeader, write_proxy_header}
 use crate::stream_pair::Pair;
 use crate::stream_stats::StreamSlot;
 use crate::stream_thread::{Open, Worker};
+use crate::{Reason, StreamReason};
 
 /// How long a PROXY protocol header may take: its sender has it ready when it connects, so this is for one lost
 /// segment to come again (specification §2: at least 3 s).
@@ -110,11 +110,11 @@ impl Connection {
             }
             if worker.is_loop(Protocol::Tcp, attempt.key.addr) {
                 reason = StreamReason::Loop;
-                attempts.failed(&attempt, worker.now_ms());
+                attempts.failed(&attempt, Reason::BackendRefused, worker.now_ms());
                 continue;
             }
             let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(attempt.key.addr)).await;
-            match connected {
+            let met = match connected {
                 Ok(Ok(target)) => {
                     attempts.succeeded(&attempt, worker.now_ms());
                     let _ = target.set_nodelay(true);
@@ -123,10 +123,14 @@ impl Connection {
                 }
                 Ok(Err(error)) if error.kind() != io::ErrorKind::TimedOut => {
                     reason = StreamReason::BackendRefused;
+                    Reason::BackendRefused
                 }
-                _ => reason = StreamReason::BackendTimedOut,
-            }
-            attempts.failed(&attempt, worker.now_ms());
+                _ => {
+                    reason = StreamReason::BackendTimedOut;
+                    Reason::BackendTimedOut
+                }
+            };
+            attempts.failed(&attempt, met, worker.now_ms());
         }
         Err(reason)
     }

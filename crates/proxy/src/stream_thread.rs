@@ -22,7 +22,7 @@ use crate::stream_forwards::{StreamPort, StreamShared};
 use crate::stream_stats::StreamGauge;
 use crate::stream_tcp::{self, Connection};
 use crate::stream_udp::{Scratch, UdpForward};
-use crate::{StreamReason, mixing};
+use crate::{Reason, StreamReason, mixing};
 
 /// Wait after the kernel had nothing to give, so that a lack of descriptors does not spin.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -207,6 +207,7 @@ impl Worker {
     pub fn target_failed(&self, key: BackendKey) {
         if let Some(state) = self.shared.backends.find(&UpstreamKey::plain(key)) {
             state.failed(false, &PassivePolicy::default().into(), self.now_ms());
+            state.met.note_failure(Reason::BackendRefused, self.now_ms());
         }
     }
 
@@ -214,6 +215,7 @@ impl Worker {
     pub fn target_answered(&self, key: BackendKey) {
         if let Some(state) = self.shared.backends.find(&UpstreamKey::plain(key)) {
             state.succeeded(true, self.now_ms());
+            state.met.note_answer();
         }
     }
 
