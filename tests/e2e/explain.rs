@@ -177,7 +177,7 @@ fn every_reason_that_a_visitor_meets_is_explained() {
     );
     let show = site.cli(&["vhost", "show", "docs"]).stdout;
     assert!(show.contains("note") && show.contains("nearest name is `wiki`"), "{show}");
-    assert!(site.cli(&["app", "ls"]).stdout.contains("no container was ever called `wki`"));
+    assert!(site.cli(&["app", "ls"]).stdout.contains("no container is called `wki`"));
 }
 
 /// A failure that a health check has overtaken is told as past.

@@ -51,6 +51,31 @@ fn one_user_comes_and_goes_and_the_others_stay() {
 }
 
 #[test]
+fn whose_lease_was_released_is_not_taken_for_misspelt() {
+    let site = Site::start("");
+    let (_app, address) = site.app("wiki", DhcpClient::Udhcpc, WebServer::Busybox);
+    done(&site, &["vhost", "add", "docs", "wiki:80"]);
+    done(&site, &["forward", "add", "2222", "wiki:22"]);
+    done(&site, &["lease", "release", &address.to_string()]);
+    let note = "the container `wiki` has no address, as its lease was released";
+    for command in [
+        &["vhost", "show", "docs"][..],
+        &["explain", "docs"],
+        &["explain", "2222"],
+        &["forward", "show", "2222"],
+    ] {
+        let output = site.cli(command).stdout;
+        assert!(output.contains(note), "{command:?}: {output}");
+    }
+    assert_eq!(json(&site, &["status"])["statistics"]["apps"], 0);
+    let added = done(&site, &["forward", "add", "2223", "wkii:22"]);
+    assert!(added.contains("note: no container is called `wkii`"), "{added}");
+    let refused_twice = ["forward", "add", "2224", "wiki:22", "docs:22"];
+    refused(&site, &refused_twice, "add --mode proxy");
+    refused(&site, &["vhost", "set", "nosuch", "--compress"], "there is no vhost `nosuch`");
+}
+
+#[test]
 fn a_header_is_set_again_in_whatever_case() {
     let site = Site::start("");
     site.wait_wan();
@@ -84,7 +109,7 @@ fn several_problems_are_a_line_each() {
     for part in ["`99`; write a whole number from 0 to 10", "`vhost.blance`; the nearest key is `balance`"] {
         assert!(told.iter().any(|line| line.starts_with("  ") && line.contains(part)), "{part}: {told:?}");
     }
-    assert!(told.iter().any(|line| line.contains("\"users\": {\"NAME\": \"hash\"}")), "{told:?}");
+    assert!(told.iter().any(|line| line.contains("--set auth.users.NAME=hash")), "{told:?}");
     let told = lines(&["--unset", "blance", "--unset", "timeouts"]);
     assert_eq!(told.len(), 3, "{told:?}");
     assert!(told[1].contains("no `blance`") && told[2].contains("no `timeouts`"), "{told:?}");

@@ -5,7 +5,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
-use proximity_admin::{BASE, Problem};
+use proximity_admin::{BASE, COMMAND_LINE, Problem, SPELLING_FIELD};
 use serde_json::Value;
 use tokio::net::UnixStream;
 
@@ -91,6 +91,7 @@ async fn exchange(socket: &Path, method: Method, path: &str, body: Option<&Value
         .uri(format!("{BASE}{path}"))
         .header("host", "appliance")
         .header("content-type", "application/json")
+        .header(SPELLING_FIELD, COMMAND_LINE)
         .body(Full::new(Bytes::from(body)))
         .map_err(|error| error.to_string())?;
     let response = sender.send_request(request).await.map_err(broken)?;

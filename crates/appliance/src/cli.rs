@@ -5,7 +5,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::clock::Uptime;
 use crate::daemon::{self, Origin};
-use crate::{commands, explain_command, forward_command, supervisor, vhost_command};
+use crate::{commands, explain_command, forward_command, hash_password, supervisor, vhost_command};
 
 /// The whole network of a Proxmox host's apps: DHCP, DNS, reverse proxy, NAT and firewall from one table.
 #[derive(Debug, Parser)]
@@ -74,6 +74,8 @@ enum Command {
         #[arg(long, value_name = "ADDRESS")]
         from: Option<String>,
     },
+    /// Make the hash of a password for auth.users of a vhost; asks for it, or reads it from standard input
+    HashPassword,
     /// Show the version
     Version,
 }
@@ -332,6 +334,7 @@ pub fn run(uptime: Uptime) -> ExitCode {
         },
         Command::Validate { file } => commands::validate(&asked, file),
         Command::Version => commands::version(&asked),
+        Command::HashPassword => hash_password::run(asked.json),
         Command::Reload => commands::reload(&asked),
         Command::Upgrade { binary } => commands::upgrade(&asked, binary),
         Command::Status => commands::status(&asked),

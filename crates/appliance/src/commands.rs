@@ -309,6 +309,8 @@ impl Asked {
             say!("{answer}")
         } else {
             say!("{done}");
+            let notes = answer["notes"].as_array().into_iter().flatten();
+            notes.filter_map(Value::as_str).for_each(|note| say!("note: {note}"));
             let warnings = answer["warnings"].as_array().into_iter().flatten();
             warn(warnings.filter_map(Value::as_str));
         }

@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use hyper::StatusCode;
 use proximity_admin::{
-    Appliance, CircuitView, Edit, ForwardFigures, LoadView, Problem, Reloaded, Said, ServiceVerb,
-    ServiceView, Status, StepView, Stopped, Upgraded,
+    Appliance, CircuitView, Edit, ForwardFigures, LastDial, LoadView, Problem, Reloaded, Said, ServiceVerb,
+    ServiceView, Status, StepView, Stopped, TargetFigures, Upgraded,
 };
 use proximity_config::{Config, Waiting};
 use proximity_dhcp::Stats;
 use proximity_dns::{DnsSettings, Forwarder, Upstream};
-use proximity_proxy::{Condition, Explanation, Question, Reason, StreamPort, StreamReason};
+use proximity_proxy::{BackendLoad, Condition, Explanation, Question, Reason, StreamPort, StreamReason};
 use proximity_table::{
     App, AppState, Backend, Generation, HealthState, ResolvedForward, Route, Timestamp, UpstreamKey, Verdict,
     VhostPolicy, World,
@@ -192,7 +192,6 @@ impl Control {
         let in_pool = |ip| intent.networks.iter().any(|net| net.range.contains(ip));
         let ledger = world.facts.ledger();
         let taken = ledger.iter().filter(|lease| lease.is_bound() && in_pool(lease.ip)).count() as u64;
-        let apps = world.apps();
         let dns = self.data.dns_totals();
         let proxy = self.data.proxy_totals();
         let ready = world.routes.values().filter(|route| route.verdict() == Verdict::Ready).count();
@@ -206,8 +205,8 @@ impl Control {
         [
             ("active_leases", ledger.bound_count() as u64),
             ("available_ips", pool.saturating_sub(taken)),
-            ("apps", apps.len() as u64),
-            ("apps_active", apps.iter().filter(|app| app.state() == AppState::Active).count() as u64),
+            ("apps", world.app_states().count() as u64),
+            ("apps_active", world.app_states().filter(|state| *state == AppState::Active).count() as u64),
             ("vhosts", world.routes.len() as u64),
             ("vhosts_ready", ready as u64),
             ("vhosts_unhealthy", unhealthy as u64),
@@ -281,10 +280,10 @@ impl Appliance for Control {
             load: &|key| self.data.backend_load(key),
             now: clock::now(),
         };
-        let Explanation { verdict, title, why, advice, steps, .. } =
+        let Explanation { verdict, title, why, advice, steps, targets, .. } =
             proximity_proxy::explain(&question, route);
         let steps = steps.into_iter().map(|step| StepView::new(step.step, step.ok, step.says));
-        Said { verdict, title, why, advice, steps: steps.collect() }
+        Said { verdict, title, why, advice, steps: steps.collect(), targets }
     }
 
     fn check_authority(&self, path: &str) -> Result<(), String> {
@@ -314,13 +313,16 @@ impl Appliance for Control {
         let load = forwards.load(port);
         let of_target = |target: &Backend| {
             let load = forwards.target_load(&target.key).filter(|_| forward.proxy.is_some());
-            load.map_or((0, None), |load| (load.in_flight.into(), Some(load.circuit.as_str())))
+            load.map(|load| target_figures(&load)).unwrap_or_default()
         };
         ForwardFigures {
             open: load.open,
             taken: load.taken,
             received: load.received,
             sent: load.sent,
+            counted_since: forwards
+                .counted_for(port)
+                .map(|span| Timestamp(clock::now().0.saturating_sub(span.as_secs()))),
             trouble: forwards.troubles().into_iter().find(|(other, _)| *other == port).map(|(_, why)| why),
             targets: forward.targets.iter().map(of_target).collect(),
             stopped: StreamReason::ALL
@@ -448,6 +450,7 @@ impl Appliance for Control {
             }
             new.intent.wan_interface.clone_from(&running.started.intent.wan_interface);
             new.intent.proxy_listen.clone_from(&running.started.intent.proxy_listen);
+            new.intent.admin_listen.clone_from(&running.started.intent.admin_listen);
             running.waiting.clone_from(&waiting);
             running.refused = None;
             waiting
@@ -473,6 +476,21 @@ impl Appliance for Control {
 
 fn keys(waiting: &[Waiting]) -> Vec<String> {
     waiting.iter().map(|waiting| waiting.key.to_owned()).collect()
+}
+
+fn target_figures(load: &BackendLoad) -> TargetFigures {
+    let last = match load.last_failure {
+        _ if !load.is_known => LastDial::Unknown,
+        None => LastDial::Taken(None),
+        Some(last) => {
+            let (met, ago) = (proximity_proxy::met(last.reason), last.ago_ms / 1000);
+            match last.is_past {
+                true => LastDial::Taken(Some((met, ago))),
+                false => LastDial::Failed(last.reason.as_str(), met, ago),
+            }
+        }
+    };
+    TargetFigures { open: load.in_flight.into(), circuit: Some(load.circuit.as_str()), last }
 }
 
 /// Whether every target of a forward was probed in vain.

@@ -11,6 +11,18 @@ const NAMED: [&str; 5] = [
     "response_headers.set",
 ];
 
+/// Lists of texts, which need no brackets where they are set: commas are enough.
+const LISTS: [&str; 8] = [
+    "access.allow",
+    "access.apps",
+    "access.deny",
+    "aliases",
+    "auth.copy_headers",
+    "backends",
+    "request_headers.remove",
+    "response_headers.remove",
+];
+
 /// What became of a key that was taken away.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unset {
@@ -25,6 +37,14 @@ pub enum Unset {
 /// Puts a value under a key. What is no JSON is a text: most values are, and need no quotes.
 pub fn set(body: &mut Map<String, Value>, key: &str, text: &str) -> Result<(), String> {
     let parts = parts(key);
+    if LISTS.contains(&key) && !text.starts_with('[') {
+        let texts: Vec<&str> = text.split(',').map(str::trim).collect();
+        return put(body, &parts, json!(texts));
+    }
+    if NAMED.contains(&key) && !text.starts_with(['{', '[']) && text != "null" {
+        let name = if key == "auth.users" { "alice='$2b$…'" } else { "X-Frame-Options=DENY" };
+        return Err(format!("{key} takes a name behind it: write --set {key}.{name}"));
+    }
     let is_text = is_named(key) && !text.starts_with(['"', '[']);
     let value = serde_json::from_str(text).ok().filter(|_| !is_text).unwrap_or_else(|| json!(text));
     put(body, &parts, value)
@@ -166,6 +186,20 @@ mod tests {
         assert_eq!(changed["auth"], json!({"realm": "Shop", "users": users}));
         let changed = after(|body| set(body, "auth.users.b.c@example.org", "$argon2id$v=19$m=1").unwrap());
         assert_eq!(changed["auth"]["users"]["b.c@example.org"], "$argon2id$v=19$m=1");
+    }
+
+    #[test]
+    fn tables_are_set_name_by_name_and_lists_by_commas() {
+        let trouble = set(&mut body(), "response_headers.set", "X-A: 1").unwrap_err();
+        assert!(trouble.contains("--set response_headers.set.X-Frame-Options=DENY"), "{trouble}");
+        assert!(set(&mut body(), "auth.users", "alice").unwrap_err().contains("--set auth.users.alice="));
+        let changed = after(|body| {
+            set(body, "response_headers.add", r#"{"X-B": "2"}"#).unwrap();
+            set(body, "response_headers.remove", "Server, X-Powered-By").unwrap();
+            set(body, "aliases", r#"["a"]"#).unwrap();
+        });
+        let edits = json!({"set": {"x-a": "1"}, "add": {"X-B": "2"}, "remove": ["Server", "X-Powered-By"]});
+        assert_eq!((&changed["response_headers"], &changed["aliases"]), (&edits, &json!(["a"])));
     }
 
     #[test]

@@ -69,6 +69,8 @@ fn rows(forward: &ForwardView) -> Vec<(String, String)> {
         ("leads to".to_owned(), leads_to(forward)),
     ];
     let mut row = |key: String, value: String| rows.push((key, value));
+    forward.warnings.iter().for_each(|warning| row("warning".to_owned(), warning.clone()));
+    forward.notes.iter().for_each(|note| row("note".to_owned(), note.clone()));
     for target in &forward.targets {
         let state = target.state.as_deref().unwrap_or("not probed");
         let reason = target.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
@@ -79,7 +81,11 @@ fn rows(forward: &ForwardView) -> Vec<(String, String)> {
         }
     }
     if forward.mode == "proxy" {
-        row("connections".to_owned(), format!("{} open, {} ever", forward.connections, forward.taken));
+        let since = forward.counted_since.as_ref().map(|since| format!(" since {since}")).unwrap_or_default();
+        row(
+            "connections".to_owned(),
+            format!("{} open, {} taken{since}", forward.connections, forward.taken),
+        );
         row("octets".to_owned(), format!("{} received, {} sent", forward.bytes_received, forward.bytes_sent));
     }
     forward.settings.iter().for_each(|(key, value)| setting_rows::add(&mut rows, key, value));
@@ -167,7 +173,7 @@ mod tests {
         });
         assert_eq!(built(&["a:22", "b:22"], &flags.split_whitespace().collect::<Vec<_>>()), full);
         let Value::Object(full) = full else { unreachable!() };
-        assert!(proximity_config::forward_from_json(&full).is_ok());
+        assert!(proximity_config::forward_from_json(&full, proximity_config::Spelling::Line).is_ok());
         let all = built(&["a:22"], &["--mode=proxy", "--accept-proxy-protocol=all", "--health"]);
         assert_eq!((&all["accept_proxy_protocol"], &all["health"]), (&json!(true), &json!({})));
     }

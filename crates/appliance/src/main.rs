@@ -13,6 +13,7 @@ mod dotted_key;
 mod explain_command;
 mod export;
 mod forward_command;
+mod hash_password;
 mod kernel;
 mod lan;
 mod log;

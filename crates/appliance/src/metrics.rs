@@ -45,10 +45,10 @@ pub fn page(control: &Control) -> String {
 fn table(page: &mut MetricsText, world: &World) {
     let ledger = world.facts.ledger();
     page.single("proximity_leases", Gauge, "Leases in force.", ledger.bound_count());
-    let all = world.apps();
-    let mut apps = page.family("proximity_apps", Gauge, "Apps by their state.");
-    for state in [AppState::Active, AppState::Reserved, AppState::Stopped, AppState::Static] {
-        let count = all.iter().filter(|app| app.state() == state).count();
+    let help = "Apps with a lease or a reservation, present or past, by their state.";
+    let mut apps = page.family("proximity_apps", Gauge, help);
+    for state in [AppState::Active, AppState::Reserved, AppState::Stopped] {
+        let count = world.app_states().filter(|app| *app == state).count();
         apps.sample(&[("state", state.as_str())], count);
     }
     let mut vhosts = page.family("proximity_vhosts", Gauge, "Host names by what a request meets there.");
@@ -220,7 +220,7 @@ fn by_forward(page: &mut MetricsText, world: &World, figures: impl Fn(&ResolvedF
     };
     let help = "Connections that the appliance carries to a target, of all ports.";
     of_targets("proximity_forward_target_connections", help, &|(forward, _, figures), at| {
-        figures.targets.get(at).filter(|_| forward.proxy.is_some()).map(|(count, _)| *count)
+        figures.targets.get(at).filter(|_| forward.proxy.is_some()).map(|target| target.open)
     });
     let help = "Whether the last probes of a target passed.";
     of_targets("proximity_forward_target_healthy", help, &|(forward, ..), at| {
@@ -253,12 +253,12 @@ fn seconds(micros: u64) -> f64 {
 mod tests {
     use std::net::SocketAddrV4;
 
-    use proximity_admin::Stopped;
+    use proximity_admin::{Stopped, TargetFigures};
     use proximity_config::Config;
     use proximity_proxy::AppCounters;
     use proximity_table::{
-        BackendKey, BackendTarget, Change, Facts, Forward, Generation, Health, Ledger, Protocol, Source,
-        Timestamp, Touched, Vhost,
+        BackendKey, BackendTarget, Change, Facts, Forward, Generation, Health, Lease, LeaseState, Ledger,
+        Mac, Protocol, Source, Timestamp, Touched, Vhost,
     };
 
     use super::*;
@@ -271,6 +271,43 @@ mod tests {
 
     fn has(page: &str, line: &str) {
         assert!(page.lines().any(|there| there == line), "{line} is not in\n{page}");
+    }
+
+    #[test]
+    fn vhosts_are_no_apps() {
+        let mut facts = Facts::new(Config::default().intent, Ledger::default());
+        let mut apply = |change| facts.apply(change, &mut Touched::default());
+        for (last, name, state) in [
+            (101, "wiki", LeaseState::Bound),
+            (102, "shop", LeaseState::Bound),
+            (103, "old", LeaseState::Expired),
+        ] {
+            apply(Change::Lease(Lease {
+                ip: [10, 20, 0, last].into(),
+                mac: Mac([2, 0, 0, 0, 0, last]),
+                client_id: None,
+                hostname: Some(name.parse().unwrap()),
+                network: "apps".into(),
+                state,
+                expires: Timestamp(10),
+                epoch: 1,
+            }));
+        }
+        for name in ["docs", "www", "wiki"] {
+            let to = BackendTarget::App { name: "wiki".parse().unwrap(), port: 80 };
+            let hostname = format!("{name}.example.org").parse().unwrap();
+            apply(Change::Vhost(Source::Api, Vhost::new(name.parse().unwrap(), hostname, vec![to]).into()));
+        }
+        let world = World::derive(facts, Generation(1));
+        assert_eq!(world.app_states().count(), 3);
+        let page = with(|page| table(page, &world));
+        for line in [
+            r#"proximity_apps{state="active"} 2"#,
+            r#"proximity_apps{state="reserved"} 0"#,
+            r#"proximity_apps{state="stopped"} 1"#,
+        ] {
+            has(&page, line);
+        }
     }
 
     #[test]
@@ -356,14 +393,15 @@ mod tests {
             facts.apply(Change::Forward(Source::Api, forward), &mut Touched::default());
         }
         let world = World::derive(facts, Generation(1));
+        let target = TargetFigures { open: 2, ..TargetFigures::default() };
         let figures = |forward: &ResolvedForward| ForwardFigures {
             open: 3,
             taken: 4,
             received: 5,
             sent: 6,
-            trouble: None,
-            targets: forward.targets.iter().map(|_| (2, None)).collect(),
+            targets: forward.targets.iter().map(|_| target).collect(),
             stopped: vec![Stopped { reason: "loop", says: "it came back", count: 7 }],
+            ..ForwardFigures::default()
         };
         let page = with(|page| by_forward(page, &world, figures));
         for line in [

@@ -39,6 +39,9 @@ pub fn run(asked: &Asked, command: VhostCommand) -> Done {
             let path = format!("/vhosts/{}", escape(&name));
             let shown = asked.client().find(&path)?;
             let body = vhost_edit::set(&name, shown.as_ref(), &backend, &settings)?;
+            if !LEADING.iter().any(|key| body.contains_key(*key)) {
+                return Err(nowhere(&name, shown.as_ref()));
+            }
             put(asked, Method::PUT, &path, body, &format!("the vhost {name} is set"))
         }
         VhostCommand::Rm { name } => asked.change(
@@ -46,6 +49,23 @@ pub fn run(asked: &Asked, command: VhostCommand) -> Done {
             &format!("/vhosts/{}", escape(&name)),
             None,
             &format!("the vhost {name} is removed"),
+        ),
+    }
+}
+
+/// Keys that say where a vhost leads.
+const LEADING: [&str; 4] = ["backends", "backend", "backend_ip", "redirect"];
+
+/// Says that there is no vhost of this name that could be changed.
+fn nowhere(name: &str, shown: Option<&Value>) -> String {
+    let other = shown.and_then(|shown| shown["app_name"].as_str());
+    match other.filter(|other| !other.eq_ignore_ascii_case(name)) {
+        Some(other) => format!(
+            "`{name}` is a host name of the vhost `{other}`; `proximity vhost set {other} …` changes it"
+        ),
+        None => format!(
+            "there is no vhost `{name}`, and nothing says where it should lead; `proximity vhost ls` shows those that \
+             exist, and `proximity vhost add {name} BACKEND` makes one"
         ),
     }
 }
