@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 
+use proximity_config::Spelling;
 use proximity_table::{
     Change, Facts, Forward, Label, LeaseState, Mac, Name, Protocol, Record, RecordType, Reservation, Source,
     Vhost, VhostPolicy,
@@ -15,8 +16,13 @@ const MOST_RECORDS: usize = 256;
 /// Most objects of a kind that the API takes.
 const MOST_OBJECTS: usize = 100_000;
 
-/// Creates a vhost, or with `replace` puts it in the place of one made by the API.
-pub fn put_vhost(facts: &Facts, vhost: Vhost, replace: bool) -> Result<Vec<Change>, Problem> {
+/// Creates a vhost, or with `replace` puts it in the place of one made by the API. `spelling` is that of the problem.
+pub fn put_vhost(
+    facts: &Facts,
+    vhost: Vhost,
+    replace: bool,
+    spelling: Spelling,
+) -> Result<Vec<Change>, Problem> {
     let vhosts = &facts.intent().vhosts;
     let name = vhost.app_name.to_string();
     let there = vhosts.get(&vhost.app_name);
@@ -27,7 +33,10 @@ pub fn put_vhost(facts: &Facts, vhost: Vhost, replace: bool) -> Result<Vec<Chang
     match there {
         Some((_, same)) if **same == vhost => return Ok(Vec::new()),
         Some(_) if !replace => {
-            let hint = format!("`proximity vhost set {name} …` changes it");
+            let hint = match spelling {
+                Spelling::Line => format!("`proximity vhost set {name} …` changes it"),
+                _ => format!("change it with PUT /vhosts/{name}, or `proximity vhost set {name} …`"),
+            };
             return Err(Problem::conflict(format!("there is a vhost `{name}` already"), hint));
         }
         None if vhosts.len() >= MOST_OBJECTS => return Err(full("vhosts")),

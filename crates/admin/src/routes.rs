@@ -185,9 +185,10 @@ async fn create_vhost<A: Appliance>(
     head: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let vhost = read_vhost(&*appliance, &body, None, spelling(&head))?;
+    let spelling = spelling(&head);
+    let vhost = read_vhost(&*appliance, &body, None, spelling)?;
     let name = vhost.app_name.to_string();
-    change(&*appliance, move |facts| edit::put_vhost(facts, vhost, false)).await?;
+    change(&*appliance, move |facts| edit::put_vhost(facts, vhost, false, spelling)).await?;
     Ok((StatusCode::CREATED, find_vhost(&*appliance, &name)?).into_response())
 }
 
@@ -197,8 +198,9 @@ async fn put_vhost<A: Appliance>(
     head: HeaderMap,
     body: Bytes,
 ) -> Answer<VhostView> {
-    let vhost = read_vhost(&*appliance, &body, Some(&name), spelling(&head))?;
-    change(&*appliance, move |facts| edit::put_vhost(facts, vhost, true)).await?;
+    let spelling = spelling(&head);
+    let vhost = read_vhost(&*appliance, &body, Some(&name), spelling)?;
+    change(&*appliance, move |facts| edit::put_vhost(facts, vhost, true, spelling)).await?;
     find_vhost(&*appliance, &name)
 }
 

@@ -21,7 +21,7 @@ fn put(facts: &mut Facts, body: Map<String, Value>) -> Result<VhostView, crate::
     let vhost =
         vhost_input::vhost(body, None, &"prox.local".parse().unwrap(), proximity_config::Spelling::Json)?;
     let name = vhost.app_name.to_string();
-    for change in edit::put_vhost(facts, vhost, true)? {
+    for change in edit::put_vhost(facts, vhost, true, proximity_config::Spelling::Json)? {
         facts.apply(change, &mut Touched::default());
     }
     let world = World::derive(facts.clone(), Generation(1));
