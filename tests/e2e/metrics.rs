@@ -77,6 +77,11 @@ fn a_backend_that_fails_requests_is_told_of_while_its_probes_pass() {
     let vhost = json!({"app_name": "shop", "backends": ["10.20.0.5:8080", "10.20.0.5:9999"],
         "health": {"port": 8080, "rise": 1}});
     site.api().call("POST", "/vhosts", Some(vhost)).expect(201);
+    until("both are proven", PATIENCE, || {
+        let health = site.api().get("/vhosts/shop/health");
+        let all = health["backends"].as_array().expect("a list");
+        if all.iter().all(|check| check["state"] == "healthy") { Ok(()) } else { Err(health.clone()) }
+    });
     until("the second one is left alone", PATIENCE, || {
         assert_eq!(visit(&site, "shop.prox.local"), 200, "the first one makes it good");
         let circuits = site.api().get("/status")["circuits"].clone();
