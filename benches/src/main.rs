@@ -111,6 +111,8 @@ enum Verb {
     ServeDns {
         /// How many leased names there are.
         names: usize,
+        /// Who is asked about names of others.
+        upstream: Option<SocketAddrV4>,
     },
 }
 
@@ -121,7 +123,7 @@ fn main() -> ExitCode {
         Some(Verb::AddVhosts { backend, vhosts, added, log_dir, state_dir }) => {
             serve::add_vhosts(*backend, *vhosts, *added, log_dir, state_dir)
         }
-        Some(Verb::ServeDns { names }) => serve::dns(*names),
+        Some(Verb::ServeDns { names, upstream }) => serve::dns(*names, *upstream),
         None => bench(&cli),
     };
     match done {

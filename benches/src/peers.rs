@@ -1,9 +1,8 @@
 //! The peers, each with one worker, and the backend behind the proxies.
 
 use std::io;
-use std::net::{SocketAddrV4, UdpSocket};
+use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use crate::error::BenchError;
 use crate::process::{Server, free_address, get};
@@ -15,9 +14,6 @@ pub const SMALL: &str = "/";
 pub const LARGE: &str = "/mebibyte";
 const SMALL_OCTETS: usize = 101;
 const LARGE_OCTETS: usize = 1 << 20;
-
-/// How long a name server may take for one answer.
-const ANSWER: Duration = Duration::from_millis(500);
 
 /// What every nginx here has: one process that is its own worker, nothing outside `dir`. It keeps its user,
 /// which may be the only one there is.
@@ -129,30 +125,6 @@ pub fn caddy(
     Ok((server, address))
 }
 
-/// dnsmasq with the same names and addresses as [`world::with_leases`].
-pub fn dnsmasq(dir: &Path, names: usize) -> Result<(Server, SocketAddrV4), BenchError> {
-    let address = free_address()?;
-    let hosts = dir.join(format!("hosts-{names}"));
-    let lines: String =
-        (0..names).map(|at| format!("{} {}\n", world::address(at), world::host(at))).collect();
-    write(&hosts, lines)?;
-    let arguments = [
-        // Stays in the foreground and keeps its user, which may be the only one there is.
-        "--no-daemon".to_owned(),
-        "--conf-file=/dev/null".to_owned(),
-        "--no-resolv".to_owned(),
-        "--no-hosts".to_owned(),
-        "--bind-interfaces".to_owned(),
-        "--local=/prox.local/".to_owned(),
-        format!("--listen-address={}", address.ip()),
-        format!("--port={}", address.port()),
-        format!("--addn-hosts={}", hosts.display()),
-    ];
-    let mut server = Server::start(&format!("dnsmasq, {names} names"), &program("dnsmasq"), &arguments, dir)?;
-    check_dns(&mut server, address, names)?;
-    Ok((server, address))
-}
-
 /// Waits until a proxy serves, and sees that it serves what it should.
 pub fn check_http(server: &mut Server, address: SocketAddrV4) -> Result<(), BenchError> {
     for (path, octets) in [(SMALL, SMALL_OCTETS), (LARGE, LARGE_OCTETS)] {
@@ -165,55 +137,17 @@ pub fn check_http(server: &mut Server, address: SocketAddrV4) -> Result<(), Benc
     Ok(())
 }
 
-/// Waits until a name server serves, and sees that the first and the last name have their addresses.
-pub fn check_dns(server: &mut Server, address: SocketAddrV4, names: usize) -> Result<(), BenchError> {
-    for at in [0, names - 1] {
-        let query = query(&world::host(at));
-        server.wait_until(|| {
-            let socket = UdpSocket::bind("127.0.0.1:0")?;
-            socket.connect(address)?;
-            socket.set_read_timeout(Some(ANSWER))?;
-            socket.send(&query)?;
-            let mut answer = [0; 512];
-            let length = socket.recv(&mut answer)?;
-            let octets = world::address(at).octets();
-            let is_right = answer[..length].windows(4).any(|window| window == octets);
-            is_right.then_some(()).ok_or_else(|| io::Error::other(format!("no address of app{at}")))
-        })?;
-    }
-    Ok(())
-}
-
-/// A query for the address of a name (RFC 1035 §4.1), recursion desired as stub resolvers do.
-fn query(name: &str) -> Vec<u8> {
-    let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    for label in name.split('.') {
-        query.push(label.len() as u8);
-        query.extend_from_slice(label.as_bytes());
-    }
-    query.extend_from_slice(&[0, 0, 1, 0, 1]);
-    query
-}
-
-fn write(file: &Path, text: String) -> Result<(), BenchError> {
+/// Writes a configuration.
+pub fn write(file: &Path, text: String) -> Result<(), BenchError> {
     std::fs::write(file, text).map_err(|source| BenchError::File { path: file.to_owned(), source })
 }
 
-fn program(name: &str) -> PathBuf {
+/// Where a program is that there must be.
+pub fn program(name: &str) -> PathBuf {
     tools::find(name).unwrap_or_else(|| PathBuf::from(name))
 }
 
-fn path(path: &Path) -> &str {
+/// A path as an argument.
+pub fn path(path: &Path) -> &str {
     path.to_str().unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_query_has_the_wire_form_of_its_name() {
-        let wire = query("app0.prox.local");
-        assert_eq!(&wire[12..], b"\x04app0\x04prox\x05local\0\0\x01\0\x01");
-    }
 }

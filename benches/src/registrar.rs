@@ -103,7 +103,7 @@ fn probe(snapshot: Snapshot, published: watch::Receiver<u64>, verdicts: &SyncSen
     };
     runtime.block_on(async {
         let (reports, mut reported) = mpsc::channel(1024);
-        tokio::spawn(proximity_proxy::probe(snapshot, published, reports, |_| (), 1));
+        tokio::spawn(proximity_proxy::probe(snapshot, published, reports, |_| (), Arc::default(), 1));
         while let Some((app, key, health)) = reported.recv().await {
             if verdicts.send(Command::Health(app, key, health)).is_err() {
                 return;

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use proximity_dns::{DnsServer, DnsSettings, DnsStats, Forwarder};
+use proximity_dns::{DnsServer, DnsSettings, DnsStats, Forwarder, Upstream};
 use proximity_proxy::{AccessLog, Course, DataPlane, Shared, Snapshot};
 use proximity_store::Store;
 use proximity_table::{Change, Generation, LogSettings, ProxySettings, Source, World};
@@ -89,11 +89,12 @@ fn data_plane(snapshot: Snapshot, log: &AccessLog) -> DataPlane {
 }
 
 /// Serves DNS until killed.
-pub fn dns(names: usize) -> Result<(), BenchError> {
+pub fn dns(names: usize, upstream: Option<SocketAddrV4>) -> Result<(), BenchError> {
     like_the_appliance();
     let world = World::derive(world::with_leases(names), Generation(1));
-    let nobody = DnsSettings { upstream: Vec::new(), ..DnsSettings::default() };
-    let forwarder = Forwarder::new(&nobody).map_err(std::io::Error::other)?;
+    let upstream = upstream.map(|address| Upstream::Plain(address.into())).into_iter().collect();
+    let settings = DnsSettings { upstream, ..DnsSettings::default() };
+    let forwarder = Forwarder::new(&settings).map_err(std::io::Error::other)?;
     let server = DnsServer::new(
         Arc::new(ArcSwap::from_pointee(world)),
         Arc::new(ArcSwap::from_pointee(forwarder)),

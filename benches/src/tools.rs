@@ -6,6 +6,8 @@ use crate::error::BenchError;
 const PROGRAMS: &[(&str, &str)] = &[
     ("nginx", "nginx-light"),
     ("dnsmasq", "dnsmasq-base"),
+    ("knotd", "knot"),
+    ("unbound", "unbound"),
     ("wrk", "wrk"),
     ("dnsperf", "dnsperf"),
     ("setpriv", "util-linux"),

@@ -14,6 +14,8 @@ use proximity_table::{
 pub const MOST_LEASES: usize = 65_000;
 /// First address that is leased.
 const FIRST: u32 = u32::from_be_bytes([10, 20, 1, 0]);
+/// First address of others.
+const OTHERS: u32 = u32::from_be_bytes([93, 184, 0, 1]);
 const LEASE_TIME: u32 = 43_200;
 
 /// Facts with `vhosts` vhosts that all lead to `backend`.
@@ -55,6 +57,16 @@ pub fn host(at: usize) -> String {
 /// Address of a leased app.
 pub fn address(at: usize) -> Ipv4Addr {
     Ipv4Addr::from(FIRST + at as u32)
+}
+
+/// A name of others.
+pub fn other_host(at: usize) -> String {
+    format!("host{at}.example.net")
+}
+
+/// Its address.
+pub fn other_address(at: usize) -> Ipv4Addr {
+    Ipv4Addr::from(OTHERS + at as u32)
 }
 
 /// The wall clock.

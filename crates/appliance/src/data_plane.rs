@@ -14,8 +14,8 @@ use arc_swap::ArcSwap;
 use proximity_config::Config;
 use proximity_dns::{DnsServer, DnsSnapshot, DnsStats, Forwarder};
 use proximity_proxy::{
-    AccessLog, AccessLogCounts, AppTotals, BackendLoad, Counters, Course, DataPlane, Probed, Shared,
-    StreamForwards, StreamThread, Totals,
+    AccessLog, AccessLogCounts, AppTotals, BackendLoad, Counters, Course, DataPlane, KeptAuthorities, Probed,
+    Shared, StreamForwards, StreamThread, Totals,
 };
 use proximity_table::{ProxySettings, UpstreamKey, World};
 use tokio::runtime::{Builder, LocalOptions};
@@ -114,7 +114,8 @@ impl DataThreads {
             threads.push(thread.expect("threads can be made"));
         }
         let salt = salt::load_or_make(&config.appliance.state_dir);
-        proximity_proxy::tell_lost_authorities(|trouble| log!(Warn, "proxy", trouble));
+        let authorities = KeptAuthorities::telling(|trouble| log!(Warn, "proxy", trouble));
+        let shared = Shared::new(config.proxy.settings.clone(), salt, salt::random());
         let started = DataThreads {
             threads: Mutex::new(threads),
             inboxes: Mutex::new(inboxes),
@@ -123,7 +124,7 @@ impl DataThreads {
             access_log: Mutex::new(config.proxy.enabled.then(|| start_access_log(config)).flatten()),
             world: world.clone(),
             forwarder: forwarder.clone(),
-            shared: Arc::new(Shared::new(config.proxy.settings.clone(), salt, salt::random())),
+            shared: Arc::new(shared.with_authorities(authorities)),
             proxy: Mutex::default(),
             dns: (0..count).map(|_| Arc::default()).collect(),
             forwards,
@@ -279,6 +280,11 @@ impl DataThreads {
     /// What the threads' proxies have counted of each app, and of requests for no app.
     pub fn app_totals(&self) -> (Vec<(Arc<str>, AppTotals)>, AppTotals) {
         self.shared.apps.totals()
+    }
+
+    /// The authorities that backends are trusted by.
+    pub fn authorities(&self) -> Arc<KeptAuthorities> {
+        self.shared.authorities.clone()
     }
 
     /// A probe is over: what requests met before may be past, and a backend that is healthy again starts slowly.

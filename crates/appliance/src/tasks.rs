@@ -243,8 +243,9 @@ fn spawn_prober(control: &Arc<Control>) -> AbortHandle {
     let (reports, mut verdicts) = tokio::sync::mpsc::channel(1024);
     let (registrar, data) = (control.registrar.clone(), control.data.clone());
     let (world, published) = (registrar.world().clone(), registrar.published());
+    let authorities = data.authorities();
     let told = move |probed| data.backend_probed(probed);
-    let probing = proximity_proxy::probe(world, published, reports, told, clock::entropy());
+    let probing = proximity_proxy::probe(world, published, reports, told, authorities, clock::entropy());
     // Ends with the prober.
     tokio::spawn(async move {
         while let Some((app, key, health)) = verdicts.recv().await {

@@ -81,7 +81,10 @@ impl Exchange<'_, '_, '_> {
                 self.patience = Some(Box::pin(tokio::time::sleep(CONTINUE_WITHIN)));
             }
             let mut response = worker.response_head();
-            match poll_fn(|cx| self.poll_head(cx, &mut up, &mut response)).await {
+            self.watch.set_pace(self.timeouts.header);
+            let answered = poll_fn(|cx| self.poll_head(cx, &mut up, &mut response)).await;
+            self.watch.no_pace();
+            match answered {
                 Ok(length) => return Ok((up, response, length)),
                 Err(broke) => {
                     worker.keep_response_head(response);
@@ -166,7 +169,7 @@ impl Exchange<'_, '_, '_> {
         response: &mut ResponseHead,
     ) -> Poll<Result<usize, Failure>> {
         let failed = |reason| Poll::Ready(Err(Failure { reason, unseen: false }));
-        let overdue = || match self.upload.is_done || self.upload.is_held_up(self.down, up) {
+        let overdue = || match self.upload.is_done || self.upload.is_held_up {
             true => Reason::BackendSlow,
             false => Reason::UploadSlow,
         };
@@ -189,6 +192,9 @@ impl Exchange<'_, '_, '_> {
             if self.upload.moved > before {
                 self.watch.extend(self.timeouts.header);
             }
+            // A client that waits for `100 (Continue)` has nothing to send yet.
+            let is_for_client = !self.upload.is_done && !self.upload.is_held_up && self.patience.is_none();
+            self.watch.keep_pace(self.upload.moved - before, is_for_client);
         }
         match self.poll_response(cx, up, response) {
             Poll::Ready(Err(reason)) => {

@@ -1,4 +1,5 @@
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use crate::http1::{Delimiter, Kind, Length, Method, RequestHead};
 use crate::side::Source;
 use crate::ticket::Ticket;
 use crate::up::Up;
-use crate::{Answer, NormalPath, Reason, split_target, with_path};
+use crate::{Answer, BasicUsers, NormalPath, Reason, split_target, with_path};
 
 /// The field in which services name the user; logged where it is copied.
 const USER_FIELD: &str = "Remote-User";
@@ -25,43 +26,61 @@ pub enum Judgement {
     Answered(Fate),
 }
 
-/// Passwords that are checked at a time, and that wait for it.
-const CHECKS: u32 = 2;
-const WAITING_CHECKS: u32 = 32;
-/// How long one may wait.
+/// How long a request may wait until its password is checked.
 const CHECK_WITHIN: Duration = Duration::from_secs(5);
 
-/// Asks for name and password where the vhost wants them (RFC 7617).
-pub async fn by_password(ticket: &mut Ticket<'_>, asked: &Asked<'_>) -> Result<(), Refusal> {
-    let Some(users) = &asked.site.users else { return Ok(()) };
-    let shared = &ticket.worker.shared;
-    let now = shared.millis(ticket.start);
-    let field = ticket.head.value(Kind::Authorization, ticket.bytes);
-    let refused = || Refusal {
-        reason: Reason::Unauthorized,
-        fields: format!("WWW-Authenticate: {}\r\n", users.challenge()).into_bytes(),
-    };
-    match users.ask(field, &shared.passwords, now) {
-        Answer::Granted(name) => {
-            ticket.user = name.into_bytes();
-            Ok(())
+impl Exchange<'_, '_, '_> {
+    /// Asks for name and password where the vhost wants them (RFC 7617).
+    pub async fn by_password(&mut self, asked: &Asked<'_>) -> Result<(), Refusal> {
+        let Some(users) = &asked.site.users else { return Ok(()) };
+        let right = match self.known(users) {
+            // Boxed, so that the many whose password is known do not hold room for it.
+            Answer::Ask(_) => Box::pin(self.check(users, asked.site.scope)).await?,
+            Answer::Granted(name) => Some(name),
+            Answer::Refused => None,
+        };
+        match right {
+            Some(name) => {
+                self.ticket.user = name.into_bytes();
+                Ok(())
+            }
+            None => Err(Refusal {
+                reason: Reason::Unauthorized,
+                fields: format!("WWW-Authenticate: {}\r\n", users.challenge()).into_bytes(),
+            }),
         }
-        Answer::Refused => Err(refused()),
-        Answer::Ask(attempt) => {
-            // Whoever guesses passwords keeps a blocking thread busy, and no data thread; not many of them, since each
-            // takes as much memory as its hash was made to take.
-            let waiting = shared.checks.wait(CHECKS, WAITING_CHECKS).map_err(|_| Reason::QueueFull)?;
-            let slot = tokio::time::timeout(CHECK_WITHIN, waiting).await.map_err(|_| Reason::QueueTimeout)?;
-            let checking = move || {
-                let _slot = slot;
-                attempt.verify()
-            };
-            let checked = tokio::task::spawn_blocking(checking).await;
-            let right = checked.ok().flatten().ok_or_else(refused)?;
-            shared.passwords.remember(&right, now);
-            ticket.user = right.into_name().into_bytes();
-            Ok(())
-        }
+    }
+
+    /// What is known of the request's name and password without checking them.
+    fn known(&self, users: &Arc<BasicUsers>) -> Answer {
+        let ticket = &self.ticket;
+        let field = ticket.head.value(Kind::Authorization, ticket.bytes);
+        users.ask(field, &ticket.worker.shared.passwords, ticket.worker.now_ms())
+    }
+
+    /// Checks the request's password when its turn has come. Returns whose it is, if it is right. Whoever guesses
+    /// passwords keeps a blocking thread busy, and no data thread.
+    async fn check(&mut self, users: &Arc<BasicUsers>, vhost: u64) -> Result<Option<String>, Reason> {
+        let worker = self.ticket.worker;
+        let shared = &worker.shared;
+        let waiting = shared.password_checks.wait(vhost, self.ticket.client)?;
+        let waiting = self.unless_gone(tokio::time::timeout(CHECK_WITHIN, waiting)).await?;
+        let place = waiting.map_err(|_| Reason::AuthBusy)?;
+        // Of several requests of one page only the first has to be checked.
+        let attempt = match self.known(users) {
+            Answer::Ask(attempt) => attempt,
+            Answer::Granted(name) => return Ok(Some(name)),
+            Answer::Refused => return Ok(None),
+        };
+        // The place is taken until the check is over, whether anybody waits for it or not.
+        let checking = move || {
+            let _place = place;
+            attempt.verify()
+        };
+        let checked = self.unless_gone(tokio::task::spawn_blocking(checking)).await?;
+        let Some(right) = checked.ok().flatten() else { return Ok(None) };
+        shared.passwords.remember(&right, worker.now_ms());
+        Ok(Some(right.into_name()))
     }
 }
 

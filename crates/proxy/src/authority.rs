@@ -48,7 +48,7 @@ pub enum AuthorityError {
 }
 
 impl Authority {
-    /// Reads a file. It is short and local: whoever may not wait for a disk must not.
+    /// Reads a file on the thread that asks. Whoever may not wait for a disk asks by [`crate::KeptAuthorities`].
     pub fn read(path: &str) -> Result<Authority, AuthorityError> {
         regular(path)?;
         let unreadable = |error| AuthorityError::Unreadable(path.to_owned(), error);

@@ -10,7 +10,7 @@ use crate::decide::Asked;
 use crate::encode::{self, Coding, Encoded, Encoding, VARY};
 use crate::exchange::{Exchange, Fate};
 use crate::http1::write::{self, Back};
-use crate::http1::{Delimiter, ResponseHead, Version};
+use crate::http1::{Delimiter, Length, ResponseHead, Version};
 use crate::pool::{Lane, unacknowledged};
 use crate::relay::{Relay, Stopped};
 use crate::site::Ways;
@@ -77,6 +77,7 @@ impl Exchange<'_, '_, '_> {
         up.pass_head(length, response.delimiter);
         self.ticket.status = response.status;
         self.watch.extend(self.timeouts.idle);
+        self.watch.set_pace(self.timeouts.idle);
         let mut download = Relay::of_response().by_pipes(&worker.pipes);
         if chosen.is_none() {
             // The answer of somebody else than the app: the app's upload is not begun.
@@ -90,6 +91,7 @@ impl Exchange<'_, '_, '_> {
             }
             Err(_) => Err(Reason::BackendCut),
         };
+        self.watch.no_pace();
         self.ticket.received = self.upload.moved;
         self.ticket.sent = download.moved;
         worker.counters.stopped_by(Reason::HeaderName, u64::from(self.upload.ambiguous));
@@ -117,8 +119,12 @@ impl Exchange<'_, '_, '_> {
         download: &mut Relay,
         encoding: Option<&mut Encoding>,
     ) -> Poll<Result<(), Reason>> {
-        let overdue = || match download.is_held_up(up, self.down) {
+        // Who has not said how much there is to send may have nothing to send for the moment, as in a conversation.
+        let promised = matches!(self.ticket.head.length, Length::Known(_));
+        let is_upload_due = |upload: &Relay| promised && !upload.is_done && !upload.is_held_up;
+        let overdue = || match download.is_held_up {
             true => Reason::ClientSlow,
+            false if is_upload_due(&self.upload) => Reason::UploadSlow,
             false => Reason::BackendCut,
         };
         if let Some(reason) = self.watch.must_stop(overdue) {
@@ -137,9 +143,11 @@ impl Exchange<'_, '_, '_> {
             None => download.poll(cx, up, self.down),
             Some(encoding) => download.poll(cx, &mut Encoded { source: up, encoding }, self.down),
         };
-        if self.upload.moved + download.moved > before {
+        let moved = self.upload.moved + download.moved - before;
+        if moved > 0 {
             self.watch.extend(self.timeouts.idle);
         }
+        self.watch.keep_pace(moved, download.is_held_up || is_upload_due(&self.upload));
         match polled {
             Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
             Poll::Ready(Err(Stopped::Source(_) | Stopped::TooLarge)) => Poll::Ready(Err(Reason::BackendCut)),

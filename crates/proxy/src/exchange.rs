@@ -7,7 +7,7 @@ use proximity_table::{Affinity, Timeouts, VhostLimits};
 use tokio::time::Sleep;
 
 use crate::attempt::{Failure, Onto};
-use crate::auth::{self, Judgement};
+use crate::auth::Judgement;
 use crate::backend_slots::InFlight;
 use crate::backend_state::BackendState;
 use crate::balance::{Ask, Choice, Sticky, Tried, choose, cookie_value, pass};
@@ -97,7 +97,7 @@ impl Exchange<'_, '_, '_> {
     async fn run(mut self, caller: &Caller, asked: Asked<'_>) -> Result<Fate, Refusal> {
         let site = &asked.site;
         if site.users.is_some() {
-            auth::by_password(self.ticket, &asked).await?;
+            self.by_password(&asked).await?;
         }
         let mut granted = Vec::new();
         if site.policy().forward_auth.is_some() {
@@ -137,6 +137,7 @@ impl Exchange<'_, '_, '_> {
         let mut tried = Tried::default();
         let mut attempts = site.policy().retries.attempts;
         let mut now_ms = worker.shared.millis(self.ticket.start);
+        // One that is decided anew has another route, whose site has a budget of its own: none counts it twice.
         site.budget.count_request();
         loop {
             let ask = Ask { turn, entropy: worker.entropy(), now_ms, sticky: self.sticky(asked), tried };

@@ -1,20 +1,24 @@
 use std::collections::HashMap;
-use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsConnector;
 
 use crate::authority::{Authority, AuthorityError, Stamp};
 
 /// Files that are remembered; beyond them any of them is forgotten.
 const MOST: usize = 256;
-
-/// Those of the process: a thread that meets a file for the first time after it was lost goes on like the others.
-static OF_PROCESS: LazyLock<KeptAuthorities<tokio_rustls::TlsConnector>> =
-    LazyLock::new(KeptAuthorities::default);
+/// Files that are looked at a time: a disk that hangs keeps no more threads than this.
+const MOST_LOOKS: usize = 4;
 
 /// What was made of the files that `tls_ca` names. A file that is lost, or broken by whoever renews it, takes no
-/// backend away: what it last said counts until it says something else.
-pub struct KeptAuthorities<T> {
+/// backend away: what it last said counts until it says something else. One for all who ask the same backends: a thread
+/// that meets a file for the first time after it was lost goes on like the others.
+pub struct KeptAuthorities<T = TlsConnector> {
     files: Mutex<HashMap<String, Kept<T>>>,
-    tell: OnceLock<Tell>,
+    tell: Option<Tell>,
+    looks: Arc<Semaphore>,
 }
 
 type Tell = Box<dyn Fn(&str) + Send + Sync>;
@@ -26,29 +30,42 @@ struct Kept<T> {
     is_lost: bool,
 }
 
-/// From now on `tell` gets a sentence when a file that `tls_ca` names can no longer be used and what it last said goes on
-/// to count; once until it can be used again. Only the first call counts.
-pub fn tell_lost_authorities(tell: impl Fn(&str) + Send + Sync + 'static) {
-    let _ = OF_PROCESS.tell.set(Box::new(tell));
-}
-
-impl KeptAuthorities<tokio_rustls::TlsConnector> {
-    /// Those of the process.
-    pub fn of_process() -> &'static Self {
-        &OF_PROCESS
+impl<T> Default for KeptAuthorities<T> {
+    fn default() -> KeptAuthorities<T> {
+        KeptAuthorities { files: Mutex::default(), tell: None, looks: Arc::new(Semaphore::new(MOST_LOOKS)) }
     }
 }
 
-impl<T> Default for KeptAuthorities<T> {
-    fn default() -> KeptAuthorities<T> {
-        KeptAuthorities { files: Mutex::default(), tell: OnceLock::new() }
+impl<T> KeptAuthorities<T> {
+    /// Nothing is known yet. `tell` gets a sentence when a file can no longer be used and what it last said goes on to
+    /// count; once until it can be used again.
+    pub fn telling(tell: impl Fn(&str) + Send + Sync + 'static) -> KeptAuthorities<T> {
+        KeptAuthorities { tell: Some(Box::new(tell)), ..KeptAuthorities::default() }
+    }
+}
+
+impl<T: Clone + Send + 'static> KeptAuthorities<T> {
+    /// What is made of a file; `None` when it was never good. Whether it is still the same is asked each time: it costs a
+    /// fraction of a handshake, and whoever renews an authority need not tell anybody. The disk is waited for on a thread
+    /// of its own, not by whoever asks.
+    pub(crate) async fn ready(
+        self: &Arc<KeptAuthorities<T>>,
+        path: &str,
+        make: impl FnOnce(Authority) -> T + Send + 'static,
+    ) -> Option<T> {
+        let look = self.looks.clone().acquire_owned().await.ok()?;
+        let (kept, path) = (self.clone(), path.to_owned());
+        let looking = move || {
+            let _look = look;
+            kept.get(&path, make)
+        };
+        tokio::task::spawn_blocking(looking).await.ok()?.ok()
     }
 }
 
 impl<T: Clone> KeptAuthorities<T> {
-    /// What is made of a file. Whether it is still the same is asked each time: it costs a fraction of a handshake, and
-    /// whoever renews an authority need not tell anybody. The error is that of a file that was never good.
-    pub fn get(&self, path: &str, make: impl FnOnce(Authority) -> T) -> Result<T, AuthorityError> {
+    /// As [`KeptAuthorities::ready`], on this thread. The error is that of a file that was never good.
+    fn get(&self, path: &str, make: impl FnOnce(Authority) -> T) -> Result<T, AuthorityError> {
         // Disks are waited for outside the lock.
         let found = Stamp::of(path).and_then(|stamp| match self.same(path, stamp) {
             Some(made) => Ok((stamp, made)),
@@ -71,7 +88,7 @@ impl<T: Clone> KeptAuthorities<T> {
                 let was_lost = std::mem::replace(&mut kept.is_lost, true);
                 let made = kept.made.clone();
                 drop(files);
-                if let Some(tell) = self.tell.get().filter(|_| !was_lost) {
+                if let Some(tell) = self.tell.as_ref().filter(|_| !was_lost) {
                     tell(&format!(
                         "tls_ca: {error}; until then what it last said counts, but not after a restart"
                     ));
@@ -87,10 +104,15 @@ impl<T: Clone> KeptAuthorities<T> {
     }
 }
 
+impl<T> fmt::Debug for KeptAuthorities<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeptAuthorities")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::sync::Arc;
 
     use super::*;
 
@@ -100,12 +122,9 @@ mod tests {
     fn a_lost_file_is_told_of_once_and_what_it_said_counts() {
         let path = std::env::temp_dir().join(format!("proximity-kept-authority-{}.pem", std::process::id()));
         let name = path.to_str().unwrap();
-        let kept = KeptAuthorities::default();
         let told = Arc::new(Mutex::new(Vec::new()));
         let heard = told.clone();
-        assert!(
-            kept.tell.set(Box::new(move |text: &str| heard.lock().unwrap().push(text.to_owned()))).is_ok()
-        );
+        let kept = KeptAuthorities::telling(move |text: &str| heard.lock().unwrap().push(text.to_owned()));
         let count = || kept.get(name, |authority| authority.certificates.len());
         assert!(matches!(count(), Err(AuthorityError::Unreadable(..))), "it was never there");
         assert!(told.lock().unwrap().is_empty(), "whoever asked knows");
@@ -125,6 +144,16 @@ mod tests {
         fs::create_dir(&path).unwrap();
         assert_eq!((count().unwrap(), told.lock().unwrap().len()), (2, 2));
         fs::remove_dir(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_asks_does_not_wait_for_the_disk_itself() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/proxy/certificates/self_signed.pem");
+        let kept = Arc::new(KeptAuthorities::default());
+        let made = kept.ready(file, |_| std::thread::current().id()).await;
+        assert!(made.is_some_and(|thread| thread != std::thread::current().id()));
+        assert_eq!(kept.ready("/nowhere/ca.pem", |_| std::thread::current().id()).await, None);
+        assert_eq!(kept.looks.available_permits(), MOST_LOOKS);
     }
 
     #[test]

@@ -196,6 +196,11 @@ pub fn words(reason: Reason) -> Words {
             "The service that decides who may see this app does not answer.",
             "Ask the administrator to look after that service, then load this page again.",
         ),
+        Reason::AuthBusy => (
+            "Too many passwords at a time",
+            "Others are trying passwords, and each takes a moment to check.",
+            "Wait a little, then load this page again.",
+        ),
         Reason::RateLimited | Reason::ClientConnections => (
             "Too many requests",
             "More requests came from your address than this app takes.",

@@ -125,8 +125,8 @@ impl Lane {
 }
 
 impl Pool {
-    pub fn new(ticks: Ticks, idle: u32, counters: Arc<Counters>) -> Pool {
-        Pool { lanes: RefCell::default(), kept: Rc::default(), ticks, idle, tls: Tls::default(), counters }
+    pub fn new(ticks: Ticks, idle: u32, tls: Tls, counters: Arc<Counters>) -> Pool {
+        Pool { lanes: RefCell::default(), kept: Rc::default(), ticks, idle, tls, counters }
     }
 
     /// The way to a backend.

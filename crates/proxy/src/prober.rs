@@ -13,7 +13,7 @@ use crate::health::meets;
 use crate::probe_exchange::ask;
 use crate::targets::{Change, ProbePlan, TargetKey, Targets};
 use crate::tls::Tls;
-use crate::{Monitor, Outcome, Reason, Snapshot, mixing};
+use crate::{KeptAuthorities, Monitor, Outcome, Reason, Snapshot, mixing};
 
 /// Probes on their way at once. Ten thousand vhosts at 30 s are 333 probes a second of some milliseconds.
 const MOST_AT_ONCE: usize = 256;
@@ -37,15 +37,17 @@ pub struct Probed {
 
 /// Probes every backend and every forward's target of the present world and reports changes of the verdict, until
 /// `generations` or `reports` is closed. `generations` tells that a new world is in `snapshot`; `told` is
-/// told of each probe, before the report; `seed` spreads the probes.
+/// told of each probe, before the report; `authorities` are those that requests trust, too; `seed` spreads the probes.
 pub async fn probe(
     snapshot: Snapshot,
     mut generations: watch::Receiver<u64>,
     reports: mpsc::Sender<HealthReport>,
     told: impl Fn(Probed),
+    authorities: Arc<KeptAuthorities>,
     seed: u64,
 ) {
-    let mut schedule = Schedule { random: Cell::new(seed), ..Schedule::default() };
+    let tls = Arc::new(Tls::new(authorities));
+    let mut schedule = Schedule { random: Cell::new(seed), tls, ..Schedule::default() };
     let mut targets = Targets::default();
     let mut next_look = Instant::now();
     let mut look_due = true;

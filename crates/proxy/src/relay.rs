@@ -15,6 +15,9 @@ pub struct Relay {
     pub limit: u64,
     /// Whether it has passed whole.
     pub is_done: bool,
+    /// Whether what came waits for the other side to take it, as it was when this was last polled. While it does not,
+    /// and the body has not passed whole, more is to come.
+    pub is_held_up: bool,
     /// Names of trailers that could be read as others.
     pub ambiguous: u32,
     /// What the name of a trailer means.
@@ -44,6 +47,7 @@ impl Relay {
             moved: 0,
             limit,
             is_done: false,
+            is_held_up: false,
             ambiguous: 0,
             meaning: Kind::of_request,
             ended: None,
@@ -80,12 +84,6 @@ impl Relay {
             withheld,
             ..Relay::of_request(self.limit)
         };
-    }
-
-    /// Whether what came from one side waits for the other to take it.
-    pub fn is_held_up(&self, from: &impl Source, to: &impl Sink) -> bool {
-        let is_in_pipe = self.splice.as_ref().is_some_and(Splice::holds_some);
-        is_in_pipe || !to.is_flushed() || !from.data().is_empty()
     }
 
     /// Moves the rest of a long body inside the kernel, where that can be; ready when it is through, or cannot.
@@ -125,6 +123,25 @@ impl Relay {
     /// Moves what can be moved now. Nothing is held back: what came goes out before more is waited for, and no
     /// more is read than the other side takes.
     pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut impl Source,
+        to: &mut impl Sink,
+    ) -> Poll<Result<(), Stopped>> {
+        let polled = self.move_on(cx, from, to);
+        self.is_held_up = match &polled {
+            Poll::Pending => {
+                let is_in_pipe = self.splice.as_ref().is_some_and(Splice::holds_some);
+                is_in_pipe || !to.is_flushed() || !from.data().is_empty()
+            }
+            // For ever.
+            Poll::Ready(Err(Stopped::Sink)) => true,
+            Poll::Ready(_) => false,
+        };
+        polled
+    }
+
+    fn move_on(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut impl Source,

@@ -5,7 +5,9 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use proximity_table::ProxySettings;
 
-use crate::{Apps, Backends, ClientConnections, RateTable, Slots, VerifiedPasswords};
+use crate::{
+    Apps, Backends, ClientConnections, KeptAuthorities, PasswordChecks, RateTable, VerifiedPasswords,
+};
 
 /// Milliseconds that a right password is remembered: a browser sends it with every request.
 const PASSWORD_MS: u64 = 10 * 60 * 1000;
@@ -23,7 +25,9 @@ pub struct Shared {
     /// Passwords that were right lately.
     pub passwords: VerifiedPasswords,
     /// Passwords being checked, each for as long as its hash was made to take, and those that wait for it.
-    pub checks: Arc<Slots>,
+    pub password_checks: Arc<PasswordChecks>,
+    /// What the files that `tls_ca` names say.
+    pub authorities: Arc<KeptAuthorities>,
     /// Who asked how often.
     pub rates: RateTable,
     /// Who holds how many connections.
@@ -42,12 +46,18 @@ impl Shared {
             backends: Backends::default(),
             apps: Apps::default(),
             passwords: VerifiedPasswords::new(password_key, PASSWORD_MS),
-            checks: Arc::default(),
+            password_checks: Arc::default(),
+            authorities: Arc::default(),
             rates: RateTable::new(RandomState::new()),
             clients: Arc::new(ClientConnections::new(RandomState::new())),
             salt,
             started: Instant::now(),
         }
+    }
+
+    /// The same, with authorities that are read elsewhere too, or whose loss is told.
+    pub fn with_authorities(self, authorities: KeptAuthorities) -> Shared {
+        Shared { authorities: Arc::new(authorities), ..self }
     }
 
     /// Milliseconds on the clock of the backends' states.

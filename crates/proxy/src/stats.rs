@@ -51,6 +51,8 @@ reasons! {
     SpaceBeforeColon, "space_before_colon", 400;
     /// A chunk whose size cannot be read.
     BadChunk, "bad_chunk", 400;
+    /// More chunk extensions than a body may have.
+    ChunkExtensions, "chunk_extensions", 400;
     /// An expectation other than `100-continue`.
     Expectation, "expectation", 417;
     /// A request head over the limit.
@@ -81,11 +83,13 @@ reasons! {
     Forbidden, "forbidden", 403;
     /// No name and password, or wrong ones.
     Unauthorized, "unauthorized", 401;
+    /// More passwords to check than there is time for.
+    AuthBusy, "auth_busy", 503;
     /// The app that is asked who may pass gave no answer.
     AuthUnavailable, "auth_unavailable", 503;
     /// A request body over the limit.
     BodyTooLarge, "body_too_large", 413;
-    /// A request body that stopped coming.
+    /// A request body that stopped coming, or came at less than the least rate.
     UploadSlow, "upload_slow", 408;
     /// The app holds no lease.
     Stopped, "stopped", 503;
@@ -119,7 +123,7 @@ reasons! {
     BackendLeft, "backend_left", 502;
     /// The exchange took longer than it may as a whole.
     TotalTimeout, "total_timeout", 504;
-    /// The client did not take its answer.
+    /// The client did not take its answer, or took it at less than the least rate.
     ClientSlow, "client_slow", 408;
     /// The client left before the response was complete.
     ClientGone, "client_gone", 499;

@@ -22,6 +22,7 @@ use crate::kept_authorities::KeptAuthorities;
 /// TLS towards backends. Each kind of trust is made ready when it is first asked for.
 #[derive(Default)]
 pub struct Tls {
+    authorities: Arc<KeptAuthorities>,
     any: OnceLock<TlsConnector>,
     public: OnceLock<TlsConnector>,
 }
@@ -48,6 +49,11 @@ struct Named {
 }
 
 impl Tls {
+    /// TLS that trusts the files of these authorities where it is told to.
+    pub fn new(authorities: Arc<KeptAuthorities>) -> Tls {
+        Tls { authorities, ..Tls::default() }
+    }
+
     /// TLS on a fresh connection. `host` is the backend's address, for which it is asked when it has no name that
     /// could be asked for.
     pub async fn connect(
@@ -60,8 +66,8 @@ impl Tls {
             _ if !how.verify => self.any.get_or_init(any).clone(),
             None => self.public.get_or_init(public).clone(),
             Some(path) => {
-                let ready = KeptAuthorities::of_process().get(path, private);
-                ready.map_err(|_| NoTls::Untrusted(Distrust::NoAuthority))?
+                let ready = self.authorities.ready(path, private).await;
+                ready.ok_or(NoTls::Untrusted(Distrust::NoAuthority))?
             }
         };
         let name = how.server_name.as_ref().and_then(|name| ServerName::try_from(name.clone()).ok());

@@ -3,6 +3,7 @@ use std::rc::Rc;
 use std::task::{Context, Waker};
 
 use crate::Reason;
+use crate::least_rate::Pace;
 
 /// A time that never comes.
 const NEVER: u32 = u32::MAX;
@@ -20,6 +21,10 @@ pub struct Watch {
     due: Cell<u32>,
     /// When the whole exchange must be over.
     end: Cell<u32>,
+    /// How the client keeps up with the least rate.
+    pace: Cell<Pace>,
+    /// Whether it is the client that is waited for.
+    is_for_client: Cell<bool>,
     signal: Cell<Signal>,
     waker: RefCell<Option<Waker>>,
 }
@@ -67,6 +72,8 @@ impl Watch {
             phase: Cell::new(Phase::Head),
             due: Cell::new(NEVER),
             end: Cell::new(NEVER),
+            pace: Cell::default(),
+            is_for_client: Cell::new(false),
             signal: Cell::new(Signal::None),
             waker: RefCell::new(None),
         }
@@ -94,6 +101,35 @@ impl Watch {
     /// Takes the limit of [`Watch::end_in`] away.
     pub fn no_end(&self) {
         self.end.set(NEVER);
+    }
+
+    /// From now on a client that may be silent for `patience` seconds has to keep up with the least rate.
+    pub fn set_pace(&self, patience: u32) {
+        self.pace.set(Pace::new(patience));
+        self.is_for_client.set(false);
+    }
+
+    /// The client sent or took octets, and is waited for, or somebody else is.
+    pub fn keep_pace(&self, octets: u64, is_for_client: bool) {
+        if octets > 0 {
+            let mut pace = self.pace.get();
+            pace.moved(octets);
+            self.pace.set(pace);
+        }
+        self.is_for_client.set(is_for_client);
+    }
+
+    /// Nothing depends on how fast the client is any more.
+    pub fn no_pace(&self) {
+        self.is_for_client.set(false);
+    }
+
+    /// Whether a client that is waited for was waited for too long. Called once a second.
+    fn is_too_slow(&self) -> bool {
+        let mut pace = self.pace.get();
+        let is_too_slow = self.is_for_client.get() && pace.waited();
+        self.pace.set(pace);
+        is_too_slow
     }
 
     /// Forgets what it was told, because it is being done.
@@ -133,7 +169,10 @@ impl Watch {
 
     /// Tells the connection when its time is over. Called once a second.
     pub fn sweep(&self) {
-        if self.signal.get() == Signal::None && self.due.get().min(self.end.get()) < self.ticks.now() {
+        if self.signal.get() != Signal::None {
+            return;
+        }
+        if self.due.get().min(self.end.get()) < self.ticks.now() || self.is_too_slow() {
             self.tell(Signal::Overdue);
         }
     }
@@ -185,6 +224,29 @@ mod tests {
             assert_eq!(watch.signal() == Signal::Overdue, second > 3, "{second}");
         }
         assert!(watch.has_ended());
+    }
+
+    #[test]
+    fn only_waiting_for_the_client_counts_against_it() {
+        let ticks = Ticks::default();
+        let watch = Watch::new(ticks.clone());
+        let overdue_after = |octets, is_for_client| {
+            watch.set_pace(3);
+            (1..=100).find(|_| {
+                watch.extend(2);
+                watch.keep_pace(octets, is_for_client);
+                ticks.advance(1);
+                watch.sweep();
+                watch.signal() == Signal::Overdue
+            })
+        };
+        assert_eq!(overdue_after(1, true), Some(4));
+        assert_eq!(overdue_after(1, false), None, "an app that has little to say");
+        assert_eq!(overdue_after(1000, true), None);
+        watch.keep_pace(0, true);
+        watch.no_pace();
+        (0..100).for_each(|_| watch.sweep());
+        assert_eq!(watch.signal(), Signal::None);
     }
 
     #[test]

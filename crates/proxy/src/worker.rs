@@ -17,6 +17,7 @@ use crate::pool::Pool;
 use crate::site::Site;
 use crate::sites::Sites;
 use crate::splice::Pipes;
+use crate::tls::Tls;
 use crate::watch::{Ticks, Watch};
 use crate::{AccessSink, AppCounters, Counters, Reason, Shared, host, mixing};
 
@@ -85,7 +86,12 @@ impl Worker {
         Worker {
             world: RefCell::new(Cache::new(snapshot)),
             sites: Sites::default(),
-            pool: Pool::new(ticks.clone(), BACKEND_IDLE, counters.clone()),
+            pool: Pool::new(
+                ticks.clone(),
+                BACKEND_IDLE,
+                Tls::new(shared.authorities.clone()),
+                counters.clone(),
+            ),
             settings: RefCell::new(Rc::new(ProxySettings::clone(&shared.settings.load()))),
             nobody: shared.apps.nobody(),
             shared,

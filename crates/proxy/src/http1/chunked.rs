@@ -4,6 +4,9 @@ use crate::Reason;
 
 /// Longest line that gives the size of a chunk, with its extensions.
 const LONGEST_SIZE_LINE: usize = 1024;
+/// Octets of chunk extensions in one body, all together. Hardly anybody sends any, and they are all dropped: who sends
+/// much of them wants to be busy with something else than a body.
+const MOST_EXTENSIONS: usize = 16 * 1024;
 /// Longest trailer section, in octets.
 const LONGEST_TRAILERS: usize = 16 * 1024;
 
@@ -13,6 +16,8 @@ pub struct Chunked {
     place: Place,
     /// The part of a line that has come so far.
     line: Vec<u8>,
+    /// Octets of extensions so far.
+    extensions: usize,
     /// The complete trailer section with its line ends, without the empty line.
     trailers: Vec<u8>,
 }
@@ -97,10 +102,12 @@ impl Chunked {
         match self.place {
             Place::Size if line.len() > LONGEST_SIZE_LINE => return Err(Reason::BadChunk),
             Place::Size => {
-                self.place = match size(line).ok_or(Reason::BadChunk)? {
-                    0 => Place::Trailers,
-                    size => Place::Data(size),
+                let (size, extension) = size(line).ok_or(Reason::BadChunk)?;
+                self.extensions += extension;
+                if self.extensions > MOST_EXTENSIONS {
+                    return Err(Reason::ChunkExtensions);
                 }
+                self.place = if size == 0 { Place::Trailers } else { Place::Data(size) };
             }
             Place::DataEnd if line.is_empty() => self.place = Place::Size,
             Place::Trailers if line.is_empty() => self.place = Place::End,
@@ -117,9 +124,9 @@ impl Chunked {
     }
 }
 
-/// The size of a chunk; extensions are passed over. RFC 9112 §7.1.1 lets whitespace stand before their `;`, and
+/// The size of a chunk, and how many octets of extensions follow it, which are passed over. RFC 9112 §7.1.1 lets whitespace stand before their `;`, and
 /// nothing else.
-fn size(line: &[u8]) -> Option<u64> {
+fn size(line: &[u8]) -> Option<(u64, usize)> {
     let end = line.iter().position(|byte| !byte.is_ascii_hexdigit()).unwrap_or(line.len());
     let (digits, extension) = line.split_at(end);
     let is_clean = !extension.iter().any(|byte| matches!(byte, b'\r' | 0));
@@ -127,7 +134,8 @@ fn size(line: &[u8]) -> Option<u64> {
     if !(1..=15).contains(&digits.len()) || !begins_well || !is_clean {
         return None;
     }
-    u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+    let size = u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    Some((size, extension.len()))
 }
 
 #[cfg(test)]
@@ -177,6 +185,23 @@ mod tests {
         assert_eq!(decode(text), Ok(("a\n\r\nb0123456789".into(), "T: 1\r\nU: 2\r\n".into(), 3)));
         assert_eq!(decode("0\r\n\r\n"), Ok((String::new(), String::new(), 0)));
         assert_eq!(decode("3\r\nab").unwrap().1, "unfinished");
+    }
+
+    // RFC 9112 §7.1.1: "A server ought to limit the total length of chunk extensions received in a request to an amount
+    // reasonable for the services provided".
+    #[test]
+    fn a_body_has_so_many_extensions() {
+        let body = |length: usize, chunks: usize| {
+            let extension = format!(";{}", "x".repeat(length - 1));
+            format!("{}0\r\n\r\n", format!("1{extension}\r\na\r\n").repeat(chunks))
+        };
+        assert_eq!(decode(&body(1000, 16)).unwrap().0, "a".repeat(16));
+        assert_eq!(decode(&body(1000, 17)), Err(Reason::ChunkExtensions));
+        assert_eq!(decode(&body(1, MOST_EXTENSIONS)).unwrap().0.len(), MOST_EXTENSIONS);
+        assert_eq!(decode(&body(1, MOST_EXTENSIONS + 1)), Err(Reason::ChunkExtensions));
+        // Spaces before an extension that does not come count, too.
+        let spaces = format!("1{}\r\na\r\n", " ".repeat(1000));
+        assert_eq!(decode(&spaces.repeat(17)), Err(Reason::ChunkExtensions));
     }
 
     #[test]

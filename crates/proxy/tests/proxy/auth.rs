@@ -30,7 +30,7 @@ fn ask(proxy: &Proxy, fields: &str) -> Response {
     client.response()
 }
 
-fn basic(credentials: &str) -> String {
+pub fn basic(credentials: &str) -> String {
     format!("Authorization: Basic {}\r\n", Base64::encode_string(credentials.as_bytes()))
 }
 

@@ -1,4 +1,5 @@
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
 
 use proximity_proxy::{HealthReport, Reason, probe};
 use proximity_table::{
@@ -17,7 +18,7 @@ fn probing(table: &Table) -> mpsc::Receiver<HealthReport> {
     let (snapshot, generations) = (table.snapshot.clone(), table.generations.subscribe());
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(probe(snapshot, generations, reports, |_| (), 7));
+        runtime.block_on(probe(snapshot, generations, reports, |_| (), Arc::default(), 7));
     });
     received
 }

@@ -253,17 +253,20 @@ fn an_authority_whose_file_is_lost_is_trusted_on() {
         write(&mut conn, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 6\r\n\r\nsecret");
     });
     let ca = path.to_str().map(str::to_owned);
-    let start = || proxy(&backend, BackendTls { verify: true, ca: ca.clone(), ..BackendTls::default() });
-    let before = start();
+    let app = https(backend.addr, BackendTls { verify: true, ca, ..BackendTls::default() });
+    let table = Table::of(vec![app]);
+    let before = Proxy::start(&table);
     assert_eq!(before.get("wiki.prox.local", "/").text(), "secret");
     std::fs::remove_file(&path).unwrap();
     // So it is on a thread that has not met it yet.
-    for proxy in [&before, &start()] {
+    for proxy in [&before, &Proxy::sharing(&table, before.shared.clone(), None)] {
         for _ in 0..3 {
             assert_eq!(proxy.get("wiki.prox.local", "/").text(), "secret");
         }
     }
     assert_eq!(backend.accepted.load(SeqCst), 7);
+    // Those who share nothing with it have nobody to trust.
+    assert_eq!(Proxy::start(&table).get("wiki.prox.local", "/").status, 502);
     // Another one in its place counts.
     std::fs::write(&path, OWN_AUTHORITY).unwrap();
     assert_eq!(before.get("wiki.prox.local", "/").status, 502);

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::LazyLock;
 
 use proximity_proxy::Reason;
 use proximity_table::{
@@ -110,6 +111,12 @@ fn get(proxy: &Proxy) -> Client {
 const HOST_AND_CHUNKS: &str = "Host: wiki.prox.local\r\nTransfer-Encoding: chunked\r\n";
 const HOST_AND_LENGTH: &str = "Host: wiki.prox.local\r\nContent-Length: 100\r\n";
 
+/// A body with more chunk extensions than one may have.
+fn extended_chunks() -> &'static str {
+    static BODY: LazyLock<String> = LazyLock::new(|| format!("1;{}\r\na\r\n", "x".repeat(1000)).repeat(17));
+    &BODY
+}
+
 /// How it comes to a reason; `None` for those that have no page.
 #[rustfmt::skip]
 fn scene(reason: Reason) -> Option<Scene> {
@@ -121,6 +128,7 @@ fn scene(reason: Reason) -> Option<Scene> {
         Reason::PathRefused => judged_by(Backend::answering("")).asking("GET /a%2F..%2Fb", "Host: wiki.prox.local\r\n", ""),
         Reason::ConnectMethod => fine().asking("CONNECT wiki.prox.local:443", "Host: wiki.prox.local\r\n", "").nameless(),
         Reason::BadChunk => fine().asking("POST /", HOST_AND_CHUNKS, "x\r\n"),
+        Reason::ChunkExtensions => fine().asking("POST /", HOST_AND_CHUNKS, extended_chunks()),
         Reason::ForwardedHeader => {
             fine().for_host("wiki.prox.local", "Host: wiki.prox.local\r\nX-Forwarded-For: nobody knows\r\n")
                 .set(|settings| settings.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()])
@@ -140,6 +148,21 @@ fn scene(reason: Reason) -> Option<Scene> {
             policy.basic_auth = Some(BasicAuth { realm: "the wiki".to_owned(), users: vec![alice] });
         }),
         Reason::AuthUnavailable => judged_by(breaking()),
+        Reason::AuthBusy => {
+            let alice = BasicUser { name: "alice".to_owned(), hash: BCRYPT.to_owned() };
+            let mut scene = Scene::under(|policy| {
+                policy.basic_auth = Some(BasicAuth { realm: "the wiki".to_owned(), users: vec![alice] });
+            });
+            scene.fields = "Host: wiki.prox.local\r\nAuthorization: Basic YWxpY2U6Z3Vlc3M=\r\n";
+            scene.before = Box::new(|proxy| {
+                // Each for another vhost and of another client.
+                let others = 1..1000_u32;
+                let checks = &proxy.shared.password_checks;
+                let waiting = others.map_while(|at| checks.wait(at.into(), Ipv4Addr::from(at).into()).ok());
+                Box::new(waiting.collect::<Vec<_>>())
+            });
+            scene
+        }
         Reason::BodyTooLarge => {
             Scene::under(|policy| policy.limits.body = 1).asking("POST /", HOST_AND_LENGTH, "")
         }

@@ -305,6 +305,12 @@ fn chunk_extensions_and_trailers_are_bounded() {
 }
 
 #[test]
+fn the_chunk_extensions_of_a_whole_body_are_bounded() {
+    let chunks = format!("1;{}\r\na\r\n", "x".repeat(1000)).repeat(17);
+    refused_chunks(&format!("{chunks}0\r\n\r\n"), Reason::ChunkExtensions);
+}
+
+#[test]
 fn trailers_that_are_none() {
     for line in [
         "X",

@@ -107,9 +107,13 @@ impl Proxy {
     }
 
     pub fn with(table: &Table, settings: ProxySettings, log: Option<AccessSink>) -> Proxy {
+        Proxy::sharing(table, Arc::new(Shared::new(settings, 7, [7; 32])), log)
+    }
+
+    /// One more data thread that knows what others do.
+    pub fn sharing(table: &Table, shared: Arc<Shared>, log: Option<AccessSink>) -> Proxy {
         let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let addr = listener.local_addr().unwrap();
-        let shared = Arc::new(Shared::new(settings, 7, [7; 32]));
         let plane = DataPlane::new(table.snapshot.clone(), shared.clone(), log);
         let counters = plane.counters();
         let (course, told) = watch::channel(Course::Serve);
