@@ -392,7 +392,7 @@ fn dns_sockets(
     sockets.hands.resize_with(threads, Default::default);
     for address in addresses {
         let udp = inherited.take(&Label::DnsUdp(address)).into_iter().map(UdpSocket::from).collect();
-        let open = || proximity_dns::listen_udp(address).and_then(tokio::net::UdpSocket::into_std);
+        let open = || proximity_dns::listen_udp(address);
         let udp = deal(udp, threads, open).map_err(failed("UDP", address, "dns.listen"))?;
         let tcp = inherited.take(&Label::DnsTcp(address)).into_iter().map(TcpListener::from).collect();
         let open = || proximity_dns::listen_tcp(address).and_then(tokio::net::TcpListener::into_std);
@@ -474,7 +474,6 @@ fn run(mut inbox: mpsc::UnboundedReceiver<Work>, streams: StreamThread) -> io::R
                 Work::Dns(udp, tcp, dns, stop) => {
                     for socket in udp {
                         let (dns, stop) = (dns.clone(), stop.clone());
-                        let socket = tokio::net::UdpSocket::from_std(socket)?;
                         dns_tasks.spawn_local(async move { dns.serve_udp(socket, stop).await });
                     }
                     for listener in tcp {

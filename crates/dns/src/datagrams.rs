@@ -1,14 +1,12 @@
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg};
-use tokio::io::Interest;
-use tokio::net::UdpSocket;
 
 /// Datagrams that one system call moves, at most.
-pub(crate) const MOST: usize = 64;
+pub(crate) const MOST: usize = 128;
 /// No query is longer; what is, is cut and then malformed.
 const LONGEST: usize = 2048;
 
@@ -51,20 +49,13 @@ impl Received {
     /// Takes what waits, as much as there is room for. `WouldBlock` when nothing waits.
     pub fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
         self.messages.clear();
-        let outcome = socket.try_io(Interest::READABLE, || {
-            let mut rooms = self.octets.chunks_exact_mut(LONGEST);
-            let mut slices: [[IoSliceMut<'_>; 1]; MOST] =
-                std::array::from_fn(|_| [IoSliceMut::new(rooms.next().unwrap_or_default())]);
-            let flags = MsgFlags::MSG_DONTWAIT;
-            let received = recvmmsg(socket.as_raw_fd(), &mut self.headers, &mut slices, flags, None)?;
-            self.messages.extend(received.map(|message| (message.bytes, message.address)));
-            // Fewer than there was room for: nothing waits any more, and the kernel tells when something does.
-            if self.messages.len() < MOST { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-        });
-        match outcome {
-            Err(error) if self.messages.is_empty() => Err(error),
-            _ => Ok(self.messages.len()),
-        }
+        let mut rooms = self.octets.chunks_exact_mut(LONGEST);
+        let mut slices: [[IoSliceMut<'_>; 1]; MOST] =
+            std::array::from_fn(|_| [IoSliceMut::new(rooms.next().unwrap_or_default())]);
+        let flags = MsgFlags::MSG_DONTWAIT;
+        let received = recvmmsg(socket.as_raw_fd(), &mut self.headers, &mut slices, flags, None)?;
+        self.messages.extend(received.map(|message| (message.bytes, message.address)));
+        Ok(self.messages.len())
     }
 
     /// The datagrams, each with its source; `None` when the kernel told none that is understood.
@@ -109,18 +100,15 @@ impl Replies {
         let mut refused = 0;
         while self.sent < self.count {
             let range = self.sent..self.count;
-            let outcome = socket.try_io(Interest::WRITABLE, || {
-                let mut replies = self.buffers[range.clone()].iter();
-                let slices: [[IoSlice<'_>; 1]; MOST] =
-                    std::array::from_fn(|_| [IoSlice::new(replies.next().map_or(&[], Vec::as_slice))]);
-                let (slices, peers) = (&slices[..range.len()], &self.peers[range.clone()]);
-                let flags = MsgFlags::MSG_DONTWAIT;
-                Ok(sendmmsg(socket.as_raw_fd(), &mut self.headers, slices, peers, [], flags)?.count())
-            });
-            match outcome {
-                Ok(left) => self.sent += left,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Sent::Blocked { refused },
-                Err(error) if error.raw_os_error() == Some(Errno::EINTR as i32) => {}
+            let mut replies = self.buffers[range.clone()].iter();
+            let slices: [[IoSlice<'_>; 1]; MOST] =
+                std::array::from_fn(|_| [IoSlice::new(replies.next().map_or(&[], Vec::as_slice))]);
+            let (slices, peers) = (&slices[..range.len()], &self.peers[range.clone()]);
+            let flags = MsgFlags::MSG_DONTWAIT;
+            match sendmmsg(socket.as_raw_fd(), &mut self.headers, slices, peers, [], flags) {
+                Ok(left) => self.sent += left.count(),
+                Err(Errno::EAGAIN) => return Sent::Blocked { refused },
+                Err(Errno::EINTR) => {}
                 // It is the first that the kernel does not take; the others have their turn.
                 Err(_) => {
                     self.sent += 1;

@@ -1,10 +1,10 @@
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use proximity_table::{Timestamp, World};
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::answer::{Asker, Foreign, Outcome, Transport, answer};
@@ -54,8 +54,8 @@ impl DnsServer {
         DnsServer { world, forwarder, stats, clock, in_flight: Arc::new(Semaphore::new(IN_FLIGHT)) }
     }
 
-    /// Serves a UDP socket until `stop` becomes true or its sender is gone, and what was asked until then is
-    /// answered.
+    /// Serves a UDP socket that does not block, on a thread of its own, until `stop` becomes true or its sender is
+    /// gone, and what was asked until then is answered.
     pub async fn serve_udp(&self, socket: UdpSocket, stop: watch::Receiver<bool>) {
         udp::serve(self, socket, stop).await;
     }

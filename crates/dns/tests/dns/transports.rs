@@ -99,7 +99,7 @@ async fn a_stop_leaves_no_question_behind() {
     let (server, stats) = server(&[upstream.addr]);
     let own = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     own.set_nonblocking(true).unwrap();
-    let (addr, socket) = (own.local_addr().unwrap(), UdpSocket::from_std(own.try_clone().unwrap()).unwrap());
+    let (addr, socket) = (own.local_addr().unwrap(), own.try_clone().unwrap());
     let (stop, stopped) = watch::channel(false);
     let runtime = tokio::runtime::Handle::current();
     let serving = tokio::task::spawn_blocking(move || runtime.block_on(server.serve_udp(socket, stopped)));
