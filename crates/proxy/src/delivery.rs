@@ -1,9 +1,8 @@
 use std::future::poll_fn;
 use std::task::{Context, Poll};
 
-use proximity_table::Affinity;
+use proximity_table::{Affinity, HostPolicy};
 
-use crate::Reason;
 use crate::attempt::is_long_upload;
 use crate::balance::Chosen;
 use crate::decide::Asked;
@@ -13,8 +12,10 @@ use crate::http1::write::{self, Back};
 use crate::http1::{Delimiter, Length, ResponseHead, Version};
 use crate::pool::{Lane, unacknowledged};
 use crate::relay::{Relay, Stopped};
+use crate::relocation::{LOCATION, Visited, relocated};
 use crate::site::Ways;
 use crate::up::Up;
+use crate::{Reason, Scheme};
 
 impl Exchange<'_, '_, '_> {
     /// Passes an answer on to the client.
@@ -53,6 +54,11 @@ impl Exchange<'_, '_, '_> {
                 value.set_cookie(name, &ways.path, false).as_bytes(),
             );
         }
+        let location =
+            chosen.and_then(|(_, ways)| self.relocated(asked, lane, ways, response, up.head_bytes()));
+        if let Some(location) = &location {
+            write::push_field(&mut extra, LOCATION, location);
+        }
         if worker.settings().via {
             extra.extend_from_slice(response.version.via());
         }
@@ -72,6 +78,7 @@ impl Exchange<'_, '_, '_> {
             edits: site.response_edits.as_ref(),
             recoded: coding.is_some(),
             varies: vary.is_some(),
+            relocated: location.is_some(),
         };
         self.down.respond(response, up.head_bytes(), &back);
         up.pass_head(length, response.delimiter);
@@ -157,5 +164,31 @@ impl Exchange<'_, '_, '_> {
             }
             Poll::Pending => Poll::Pending,
         }
+    }
+
+    /// Where a backend sends the client that was told another name than the client's, when that is to itself.
+    fn relocated(
+        &self,
+        asked: &Asked<'_>,
+        lane: &Lane,
+        ways: &Ways,
+        response: &ResponseHead,
+        bytes: &[u8],
+    ) -> Option<Vec<u8>> {
+        let site = &asked.site;
+        let may_send_on = response.status == 201 || (300..400).contains(&response.status);
+        let is_edited = || site.response_edits.as_ref().is_some_and(|edits| edits.is_removed(LOCATION));
+        if !may_send_on || site.policy().host != HostPolicy::Backend || is_edited() {
+            return None;
+        }
+        let origin = asked.origin.as_ref();
+        let host =
+            origin.and_then(|origin| origin.host.as_ref()).map_or(self.ticket.host, |host| host.as_bytes());
+        let visited = Visited {
+            scheme: origin.and_then(|origin| origin.scheme).unwrap_or(Scheme::Http),
+            host,
+            prefix: if ways.strips { &ways.path } else { "" },
+        };
+        relocated(response.named(LOCATION, bytes)?, &lane.host, visited)
     }
 }

@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+mod accept;
 mod access;
 mod access_file;
 mod access_names;
@@ -65,6 +66,7 @@ mod prober;
 mod proxy_protocol;
 mod rate;
 mod relay;
+mod relocation;
 mod reply;
 mod retry_budget;
 mod server;

@@ -50,6 +50,8 @@ pub struct Ways {
     pub lanes: Vec<Rc<Lane>>,
     /// The path below which requests come here.
     pub path: Box<str>,
+    /// Whether backends do not see it.
+    pub strips: bool,
 }
 
 /// Where a request goes.
@@ -71,15 +73,15 @@ impl Site {
     pub fn new(route: Arc<Route>, pool: &Pool, shared: &Shared, now_ms: u64) -> Site {
         let from_lease = route.from_lease();
         let policy = &*route.policy;
-        let of = |(path, action): (&str, &Action)| match action {
+        let of = |(path, strips, action): (&str, bool, &Action)| match action {
             Action::Proxy(service) => {
                 let usable = service.usable(from_lease).map(|backend| service.upstream(backend.key));
-                Ways::new(path, usable, pool, shared, now_ms)
+                Ways { strips, ..Ways::new(path, usable, pool, shared, now_ms) }
             }
             Action::Redirect(_) => Ways::default(),
         };
-        let paths = route.paths.iter().map(|path| (&*path.prefix, &path.action));
-        let ways = std::iter::once(("/", &route.root)).chain(paths).map(of).collect();
+        let paths = route.paths.iter().map(|path| (&*path.prefix, path.strip, &path.action));
+        let ways = std::iter::once(("/", false, &route.root)).chain(paths).map(of).collect();
         let access = AccessRules::from(&policy.access);
         let auth = route
             .auth_backend

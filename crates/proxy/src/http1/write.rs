@@ -5,6 +5,7 @@ use crate::header_edits::CompiledEdits;
 use super::field::Kind;
 use super::request::{Length, RequestHead, Version};
 use super::response::{Delimiter, ResponseHead};
+use crate::relocation::LOCATION;
 
 /// How a request goes on to a backend.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +43,8 @@ pub struct Back<'a> {
     pub recoded: bool,
     /// Whether `extra` says what the response varies by, in place of the backend's own lines.
     pub varies: bool,
+    /// Whether `extra` says where the client is sent, in place of the backend's own line.
+    pub relocated: bool,
 }
 
 impl Onward<'_> {
@@ -63,6 +66,7 @@ impl Back<'_> {
             edits: None,
             recoded: false,
             varies: false,
+            relocated: false,
         }
     }
 }
@@ -178,6 +182,7 @@ pub fn response_fields<'a>(
         match field.kind {
             Kind::Plain if back.recoded && is_of_the_octets(name) => continue,
             Kind::Plain if back.varies && name.eq_ignore_ascii_case(VARY) => continue,
+            Kind::Plain if back.relocated && name.eq_ignore_ascii_case(LOCATION) => continue,
             Kind::Plain | Kind::ContentType | Kind::ContentEncoding | Kind::Via => {}
             Kind::Date => has_date = true,
             Kind::ContentLength if back.delimiter != Delimiter::Chunked && !back.recoded => {}
@@ -257,6 +262,7 @@ mod tests {
             edits: None,
             recoded: false,
             varies: false,
+            relocated: false,
         };
         response(&mut out, &head, text.as_bytes(), &back);
         String::from_utf8(out).unwrap()
