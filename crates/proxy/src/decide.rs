@@ -5,10 +5,10 @@ use proximity_table::{BackendKey, Generation, Verdict, World};
 
 use crate::access::client_fields;
 use crate::caller::Caller;
-use crate::http1::Length;
+use crate::http1::{Kind, Length};
 use crate::site::Site;
 use crate::ticket::Ticket;
-use crate::{ClientSlot, Reason, RetryAfter, host};
+use crate::{ClientSlot, Origin, Reason, RetryAfter, host};
 
 /// Scope of the limits that hold over all vhosts.
 pub const EVERYWHERE: u64 = 0;
@@ -20,6 +20,8 @@ pub struct Asked<'a> {
     generation: Generation,
     /// The target in origin form.
     pub target: &'a [u8],
+    /// For whom a trusted proxy asks; `None` when the other end asks for itself.
+    pub origin: Option<Origin>,
     /// Field lines that tell the backend who asked.
     pub identity: Vec<u8>,
     /// Most octets that the body may have, 0 for any number.
@@ -74,7 +76,7 @@ pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>, is_first: bool) -
     let generation = ticket.worker.generation();
     let site = ticket.worker.site(written)?;
     ticket.site = Some(site.clone());
-    let identity =
+    let mut identity =
         caller.identity(origin.as_ref(), ticket.head.version, written, site.request_edits.as_ref());
     if ticket.head.ambiguous > 0 && is_first {
         ticket.worker.counters.stopped_by(Reason::HeaderName, u64::from(ticket.head.ambiguous));
@@ -102,7 +104,24 @@ pub fn decide<'a>(caller: &'a Caller, ticket: &mut Ticket<'a>, is_first: bool) -
     if matches!(ticket.head.length, Length::Known(octets) if body_limit > 0 && octets > body_limit) {
         return Err(Reason::BodyTooLarge.into());
     }
-    Ok(Asked { site, generation, target, identity, body_limit, _slot: slot })
+    if let Some(more) = max_forwards(ticket)? {
+        identity.extend_from_slice(format!("Max-Forwards: {more}\r\n").as_bytes());
+    }
+    Ok(Asked { site, generation, target, origin, identity, body_limit, _slot: slot })
+}
+
+/// How many more intermediaries may pass a request on. RFC 9110 §7.6.2: "Each intermediary that receives a TRACE or OPTIONS
+/// request containing a Max-Forwards header field MUST check and update its value prior to forwarding the request."
+fn max_forwards(ticket: &Ticket<'_>) -> Result<Option<u64>, Reason> {
+    let head = ticket.head;
+    if !matches!(head.method_text.in_(ticket.bytes), b"OPTIONS" | b"TRACE") {
+        return Ok(None);
+    }
+    let Some(value) = head.value(Kind::MaxForwards, ticket.bytes) else { return Ok(None) };
+    let Some(most) = std::str::from_utf8(value).ok().and_then(|value| value.parse::<u64>().ok()) else {
+        return Ok(None);
+    };
+    most.checked_sub(1).map(Some).ok_or(Reason::MaxForwards)
 }
 
 impl From<host::HostError> for Refusal {

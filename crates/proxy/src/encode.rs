@@ -140,7 +140,7 @@ pub fn vary(response: &ResponseHead, bytes: &[u8]) -> Option<Vec<u8>> {
 
 /// An element of `Accept-Encoding` and how much it is wanted, in thousandths (RFC 9110 §12.4.2). What is no weight
 /// counts as none.
-fn weighted(element: &[u8]) -> (&[u8], u32) {
+pub fn weighted(element: &[u8]) -> (&[u8], u32) {
     let mut parts = element.split(|&byte| byte == b';').map(<[u8]>::trim_ascii);
     let name = parts.next().unwrap_or_default();
     let value = parts.find_map(|part| part.strip_prefix(b"q=").or_else(|| part.strip_prefix(b"Q=")));

@@ -12,6 +12,7 @@ use crate::down::{Down, OwnAnswer};
 use crate::exchange::{self, Fate};
 use crate::http1::{RequestHead, Version};
 use crate::http2::{self, front::PREFACE};
+use crate::pages::Page;
 use crate::side::{Side, Sink};
 use crate::stream::Stream;
 use crate::watch::{Phase, Signal, Watch};
@@ -189,7 +190,10 @@ async fn take_head(
                 }
             }
             if data.len() >= longest {
-                return Poll::Ready(Arrival::Refused(Reason::HeadTooLarge));
+                // RFC 9112 §3: a target that is longer than any that would be parsed is answered 414.
+                let is_line = memchr::memchr(b'\n', data).is_none();
+                let reason = if is_line { Reason::UriTooLong } else { Reason::HeadTooLarge };
+                return Poll::Ready(Arrival::Refused(reason));
             }
             match watch.signal() {
                 Signal::None => {}
@@ -233,14 +237,15 @@ fn ends_somewhere(data: &[u8], searched: &mut usize) -> bool {
 async fn refuse(caller: &Caller, watch: &Watch, reason: Reason, down: &mut Side) {
     let worker = &caller.worker;
     worker.counters.stopped_by(reason, 1);
-    let status = reason.status();
+    let page = Page { reason, host: "", inside: None }.render(false);
+    let status = page.status;
     worker.counters.response(status);
     worker.nobody.observe(status, 0, 0, 0);
     Down::Http1(down).respond_own(&OwnAnswer {
         status,
-        fields: b"Content-Type: text/plain\r\n",
+        fields: &page.fields,
         date: b"",
-        body: format!("{}\n", reason.as_str()).as_bytes(),
+        body: &page.body,
         head_only: false,
         version: Version::Http11,
         keep_alive: false,

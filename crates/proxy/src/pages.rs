@@ -53,19 +53,18 @@ pub struct Words {
 }
 
 impl Page<'_> {
-    /// The response: `application/problem+json` (RFC 9457) for a client whose `Accept` asks for JSON and not
-    /// for HTML, else HTML.
-    pub fn render(&self, accept: Option<&[u8]>) -> Rendered {
+    /// The response: `application/problem+json` (RFC 9457) for a client that prefers JSON, else HTML.
+    pub fn render(&self, as_json: bool) -> Rendered {
         let words = words(self.reason);
-        let as_json = wants_json(accept);
         let body = if as_json { self.problem(&words) } else { self.html(&words).into_bytes() };
         let kind = if as_json { "application/problem+json" } else { "text/html; charset=utf-8" };
         let mut fields = format!("Content-Type: {kind}\r\nCache-Control: no-store\r\n");
         match self.reason {
-            Reason::Starting => {
+            // What ends by itself, in seconds as a rule.
+            Reason::Starting | Reason::QueueFull | Reason::QueueTimeout | Reason::AuthBusy => {
                 let _ = write!(fields, "Retry-After: {REFRESH}\r\n");
             }
-            Reason::ConnectMethod => {
+            Reason::ConnectMethod | Reason::MaxForwards => {
                 fields.push_str("Allow: GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS\r\n")
             }
             _ => {}
@@ -149,11 +148,6 @@ fn port(authority: &str) -> &str {
     if port.len() > 1 && port[1..].bytes().all(|octet| octet.is_ascii_digit()) { port } else { "" }
 }
 
-fn wants_json(accept: Option<&[u8]>) -> bool {
-    let Some(accept) = accept.and_then(|accept| std::str::from_utf8(accept).ok()) else { return false };
-    accept.contains("json") && !accept.contains("text/html")
-}
-
 pub fn words(reason: Reason) -> Words {
     let (title, why, advice) = match reason {
         Reason::UnknownHost => (
@@ -205,6 +199,21 @@ pub fn words(reason: Reason) -> Words {
             "Too many requests",
             "More requests came from your address than this app takes.",
             "Wait a little, then load this page again.",
+        ),
+        Reason::HeadTooLarge => (
+            "That was too much in one go",
+            "The header of your request is larger than this appliance takes. Mostly that is cookies.",
+            "Remove the cookies of this address in your browser, then load the page again.",
+        ),
+        Reason::UriTooLong => (
+            "That address is too long",
+            "The address that you asked for is longer than this appliance takes.",
+            "Go back and ask for less at a time.",
+        ),
+        Reason::MaxForwards => (
+            "Nobody behind this appliance was to be asked",
+            "The request says by Max-Forwards that it goes no further than this appliance.",
+            "Leave Max-Forwards out to ask the app.",
         ),
         Reason::BodyTooLarge => (
             "That was too large",
@@ -306,13 +315,14 @@ a { color: inherit; }
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::accept::prefers_json;
 
     fn page(reason: Reason, inside: Option<Inside>) -> Page<'static> {
         Page { reason, host: "<b>.prox.local", inside }
     }
 
     fn render(page: &Page<'_>, accept: &str) -> (Rendered, String) {
-        let rendered = page.render(Some(accept.as_bytes()));
+        let rendered = page.render(prefers_json(std::iter::once(accept.as_bytes())));
         let text = String::from_utf8(rendered.body.clone()).unwrap();
         (rendered, text)
     }

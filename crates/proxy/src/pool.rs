@@ -171,8 +171,11 @@ impl Pool {
 
     /// A new connection to a backend.
     pub async fn connect(&self, lane: &Lane, within: Duration) -> Result<Stream, Reason> {
+        // What is not there in time: a connection, or what was to be agreed on over it.
+        let missing = Cell::new(Reason::BackendTimedOut);
         let connecting = async {
             let stream = TcpStream::connect(lane.key.backend.addr).await.map_err(|error| why_not(&error))?;
+            missing.set(Reason::BackendTls);
             // A failure here costs latency only, or that a silent end is noticed late.
             let _ = stream.set_nodelay(true);
             let unacknowledged = Some(unacknowledged(lane, within));
@@ -187,8 +190,7 @@ impl Pool {
             })?;
             Ok(Stream::Tls(Box::new(stream)))
         };
-        let stream =
-            tokio::time::timeout(within, connecting).await.map_err(|_| Reason::BackendTimedOut)??;
+        let stream = tokio::time::timeout(within, connecting).await.map_err(|_| missing.get())??;
         self.counters.upstream_connected();
         Ok(stream)
     }

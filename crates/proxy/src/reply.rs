@@ -4,6 +4,7 @@ use std::task::{Poll, ready};
 
 use proximity_table::{Redirect, Route, Verdict, World};
 
+use crate::accept::prefers_json;
 use crate::decide::Refusal;
 use crate::down::{Down, OwnAnswer};
 use crate::exchange::Fate;
@@ -36,7 +37,8 @@ pub async fn page(ticket: &mut Ticket<'_>, watch: &Watch, refusal: &Refusal, dow
         apps: if reason == Reason::UnknownHost { apps(&world) } else { Vec::new() },
     });
     let host = std::str::from_utf8(ticket.host).unwrap_or_default();
-    let mut page = Page { reason, host, inside }.render(ticket.head.value(Kind::Accept, ticket.bytes));
+    let as_json = prefers_json(ticket.head.values(Kind::Accept, ticket.bytes));
+    let mut page = Page { reason, host, inside }.render(as_json);
     page.fields.extend_from_slice(&refusal.fields);
     send(ticket, watch, page.status, &page.fields, &page.body, down).await
 }

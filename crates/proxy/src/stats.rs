@@ -57,6 +57,8 @@ reasons! {
     Expectation, "expectation", 417;
     /// A request head over the limit.
     HeadTooLarge, "head_too_large", 431;
+    /// A request line that is longer than a head may be.
+    UriTooLong, "uri_too_long", 414;
     /// A request head that did not arrive in time.
     HeadTimeout, "head_timeout", 408;
     /// A connection that had to begin with a PROXY protocol header and did not.
@@ -89,6 +91,8 @@ reasons! {
     AuthUnavailable, "auth_unavailable", 503;
     /// A request body over the limit.
     BodyTooLarge, "body_too_large", 413;
+    /// OPTIONS or TRACE that nobody behind us may get: we are the last, and offer neither.
+    MaxForwards, "max_forwards", 405;
     /// A request body that stopped coming, or came at less than the least rate.
     UploadSlow, "upload_slow", 408;
     /// The app holds no lease.

@@ -36,6 +36,8 @@ pub enum Kind {
     ContentType,
     Cookie,
     Via,
+    /// Told anew where it counts.
+    MaxForwards,
     /// Concerns one connection only (RFC 9110 §7.6.1), or is named by `Connection`.
     HopByHop,
     /// RFC 7239.
@@ -93,13 +95,16 @@ impl Kind {
                 6 if is("cookie") => Kind::Cookie,
                 10 if is("connection") => Kind::Connection,
                 14 if is("content-length") => Kind::ContentLength,
+                16 if is("cf-connecting-ip") => Kind::Claim,
+                18 if is("cf-connecting-ipv6") => Kind::Claim,
                 _ => Kind::Plain,
             },
             b'e' if is("expect") => Kind::Expect,
             b'f' if is("forwarded") => Kind::Forwarded,
-            b'f' if is("front-end-https") => Kind::Claim,
+            b'f' if is("front-end-https") || is("fastly-client-ip") => Kind::Claim,
             b'h' if is("host") => Kind::Host,
             b'h' if is("http2-settings") => Kind::HopByHop,
+            b'm' if is("max-forwards") => Kind::MaxForwards,
             b'k' if is("keep-alive") => Kind::HopByHop,
             b'p' if is("proxy-connection") || is("proxy-authenticate") => Kind::HopByHop,
             // `Proxy` becomes the variable HTTP_PROXY of a CGI program, which would send its own requests to
@@ -141,6 +146,8 @@ impl Kind {
             b'c' => match name.len() {
                 10 if is("connection") => Kind::Connection,
                 14 if is("content-length") => Kind::ContentLength,
+                16 if is("cf-connecting-ip") => Kind::Claim,
+                18 if is("cf-connecting-ipv6") => Kind::Claim,
                 16 if is("content-encoding") => Kind::ContentEncoding,
                 12 if is("content-type") => Kind::ContentType,
                 _ => Kind::Plain,

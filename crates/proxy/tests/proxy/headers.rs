@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use proximity_proxy::{AccessLog, Reason};
 use proximity_table::{
-    BackendTarget, BasicAuth, BasicUser, ForwardAuth, HeaderEdits, HostPolicy, LogSettings, ProxySettings,
-    VhostPolicy,
+    BackendProtocol, BackendTarget, BackendTls, BasicAuth, BasicUser, ForwardAuth, HeaderEdits, HealthPolicy,
+    HostPolicy, LogSettings, ProxySettings, Vhost, VhostPath, VhostPolicy,
 };
 
 use crate::support::{Backend, Client, Proxy, Request, Table, vhost, with};
@@ -281,4 +281,62 @@ fn a_vhost_whose_policy_cannot_be_carried_out_lets_nobody_in() {
         assert!(response.text().contains("\"reason\":\"misconfigured\""), "{host}: {}", response.text());
     }
     assert_eq!((proxy.count(Reason::Misconfigured), backend.requests().len()), (4, 0));
+}
+
+// RFC 9110 §7.6.2: "If the received value is zero (0), the intermediary MUST NOT forward the request; […] If the received
+// Max-Forwards value is greater than zero, the intermediary MUST generate an updated Max-Forwards field".
+#[test]
+fn options_and_trace_go_on_as_often_as_they_may() {
+    let backend = Backend::answering("");
+    let proxy = Proxy::start(&Table::of(vec![vhost("wiki", &[backend.addr])]));
+    let ask = |method: &str, most: &str| {
+        let mut client = proxy.connect();
+        client.send(&format!("{method} / HTTP/1.1\r\nHost: wiki.prox.local\r\nMax-Forwards: {most}\r\n\r\n"));
+        client.response().status
+    };
+    assert_eq!((ask("OPTIONS", "0"), ask("TRACE", "0")), (405, 405));
+    assert_eq!(proxy.count(Reason::MaxForwards), 2);
+    assert_eq!((ask("OPTIONS", "7"), ask("TRACE", "1"), ask("GET", "0")), (200, 200, 200));
+    let seen: Vec<_> =
+        backend.requests().iter().map(|request| request.header("max-forwards").concat()).collect();
+    assert_eq!(seen, ["6", "0", ""]);
+}
+
+#[test]
+fn a_backend_that_sends_clients_to_its_own_address_sends_them_to_the_vhost() {
+    let backend = Backend::script(|mut conn| {
+        let own = conn.stream.get_ref().local_addr().unwrap();
+        while let Some(request) = conn.request() {
+            let to = match request.line.split(' ').nth(1).unwrap() {
+                "/dir" => format!("http://{own}/dir/?a"),
+                "/else" => "https://else.example/".to_owned(),
+                _ => "/path".to_owned(),
+            };
+            conn.write(&format!("HTTP/1.1 301 Moved\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n"));
+        }
+    });
+    let under = |prefix: &str| VhostPath {
+        prefix: prefix.to_owned(),
+        strip: true,
+        backends: vec![BackendTarget::Address(backend.addr)],
+        protocol: BackendProtocol::Http,
+        tls: BackendTls::default(),
+        health: HealthPolicy::default(),
+        redirect: None,
+    };
+    let wiki = Vhost { paths: vec![under("/app")], ..vhost("wiki", &[backend.addr]) };
+    let settings = trusting(&["127.0.0.0/8"]);
+    let proxy = Proxy::with(&Table::of(vec![wiki]), settings, None);
+    let sent_to = |path: &str, fields: &str| {
+        let mut client = proxy.connect();
+        client.send(&format!("GET {path} HTTP/1.1\r\nHost: wiki.prox.local:8080\r\n{fields}\r\n"));
+        client.response().header("location").concat()
+    };
+    assert_eq!(sent_to("/dir", ""), "http://wiki.prox.local:8080/dir/?a");
+    assert_eq!(sent_to("/app/dir", ""), "http://wiki.prox.local:8080/app/dir/?a");
+    assert_eq!((sent_to("/else", ""), sent_to("/x", "")), ("https://else.example/".into(), "/path".into()));
+    // As it came to the proxy in front of us.
+    let front =
+        "X-Forwarded-For: 203.0.113.7\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: shop.example\r\n";
+    assert_eq!(sent_to("/dir", front), "https://shop.example/dir/?a");
 }

@@ -163,6 +163,7 @@ fn scene(reason: Reason) -> Option<Scene> {
             });
             scene
         }
+        Reason::MaxForwards => fine().asking("OPTIONS /", "Host: wiki.prox.local\r\nMax-Forwards: 0\r\n", ""),
         Reason::BodyTooLarge => {
             Scene::under(|policy| policy.limits.body = 1).asking("POST /", HOST_AND_LENGTH, "")
         }
@@ -199,9 +200,10 @@ fn scene(reason: Reason) -> Option<Scene> {
         Reason::BackendNonsense => Scene::to(stalling("10.20.0.99 says no\r\n\r\n")),
         Reason::BackendSlow => Scene::under_to(stalling(""), |policy| policy.timeouts.header = 1),
         Reason::TotalTimeout => Scene::under_to(stalling(""), |policy| policy.timeouts.total = 1),
-        // Refused by the parser in a line of text, on a connection that closes.
+        // Refused by the parser, on a connection that closes.
         Reason::DuplicateHost | Reason::AmbiguousLength | Reason::TransferCoding | Reason::BareLineFeed
         | Reason::FoldedHeader | Reason::SpaceBeforeColon | Reason::Expectation | Reason::HeadTooLarge
+        | Reason::UriTooLong
         | Reason::HeadTimeout | Reason::Malformed
         // Connections that are not answered at all.
         | Reason::ProxyHeader | Reason::ConnectionLimit | Reason::Flood | Reason::CancelFlood

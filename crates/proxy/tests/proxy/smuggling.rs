@@ -4,7 +4,7 @@
 use proximity_proxy::Reason;
 use proximity_proxy::Reason::{
     AmbiguousLength, BadChunk, BareLineFeed, DuplicateHost, FoldedHeader, HeadTooLarge, Malformed,
-    SpaceBeforeColon, TransferCoding,
+    SpaceBeforeColon, TransferCoding, UriTooLong,
 };
 
 use crate::support::{Backend, Proxy, Table, vhost, with};
@@ -233,7 +233,7 @@ fn two_hosts() {
 
 #[test]
 fn heads_without_end() {
-    refused_unheard(&format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(40_000)), HeadTooLarge);
+    refused_unheard(&format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(40_000)), UriTooLong);
     refused_unheard(&format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(40_000)), HeadTooLarge);
     let fields = "X: 1\r\n".repeat(200);
     refused_unheard(&format!("GET / HTTP/1.1\r\nHost: wiki.prox.local\r\n{fields}\r\n"), HeadTooLarge);
