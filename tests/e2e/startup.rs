@@ -73,3 +73,18 @@ fn idle_memory_with_three_apps() {
     // Far above what it takes, even without optimization: this is to notice a leak at the start.
     assert!(kilobytes < 64 * 1024, "{kilobytes} kB");
 }
+
+#[test]
+fn a_second_appliance_takes_nothing_from_the_first() {
+    let site = Site::start("");
+    let own =
+        ["state_dir", "log_dir", "run_dir"].map(|key| format!("{key} = \"/tmp/second/{key}\"\n")).concat();
+    let config =
+        format!("[appliance]\n{own}[wan]\naddress = \"unmanaged\"\n[admin]\nlisten = [\"127.0.0.1:9099\"]\n");
+    site.lab.appliance().write("/tmp/second.toml", &config).expect("it is written");
+    let second = site.cli(&["--config", "/tmp/second.toml", "run"]);
+    let said = format!("{second:?}");
+    assert!(!second.status.success(), "{said}");
+    assert!(said.contains("cannot listen on UDP 10.20.0.1:53"), "{said}");
+    assert_eq!(site.api().get("/status")["status"], "healthy", "the first one does not notice");
+}

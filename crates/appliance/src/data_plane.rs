@@ -18,6 +18,7 @@ use proximity_proxy::{
     Shared, StreamForwards, StreamThread, Totals,
 };
 use proximity_table::{ProxySettings, UpstreamKey, World};
+use socket2::{Domain, Socket, Type};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -132,6 +133,9 @@ impl DataThreads {
         let wanted = |service: &str| !stopped.iter().any(|stopped| stopped == service);
         // All sockets before anything is served: what fails is to fail before.
         let count = started.threads();
+        if inherited.is_empty() {
+            refuse_shared(config, wanted)?;
+        }
         let dns = wanted("dns").then(|| dns_sockets(config, count, inherited)).transpose()?;
         let proxy = wanted("proxy").then(|| proxy_sockets(config, count, inherited)).transpose()?;
         dns.into_iter().for_each(|sockets| started.serve_dns(sockets));
@@ -439,6 +443,29 @@ fn proxy_sockets(
         }
     }
     Ok(Some(sockets))
+}
+
+/// Refuses addresses that somebody else listens at. Our own sockets share theirs, one for each thread, so the kernel would
+/// let another process of the same user, say a second appliance, take a part of what comes.
+fn refuse_shared(config: &Config, wanted: impl Fn(&str) -> bool) -> Result<(), ListenError> {
+    let alone = |address: SocketAddr, kind: Type| {
+        let socket = Socket::new(Domain::for_address(address), kind, None)?;
+        // What a former process left to time out is no obstacle; another listener is.
+        socket.set_reuse_address(kind == Type::STREAM)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&address.into())
+    };
+    for address in dns_addresses(config).into_iter().filter(|_| wanted("dns")) {
+        alone(address, Type::DGRAM).map_err(failed("UDP", address, "dns.listen"))?;
+        alone(address, Type::STREAM).map_err(failed("TCP", address, "dns.listen"))?;
+    }
+    let proxy = config.proxy.listen.iter().filter(|_| config.proxy.enabled && wanted("proxy"));
+    for &address in proxy {
+        alone(address, Type::STREAM).map_err(failed("TCP", address, "proxy.listen"))?;
+    }
+    Ok(())
 }
 
 fn keep(kept: &mut Kept, hands: &[Vec<impl AsFd>], label: &Label) -> io::Result<()> {

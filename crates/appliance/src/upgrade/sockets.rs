@@ -53,6 +53,11 @@ impl Inherited {
         }
     }
 
+    /// Whether nothing was handed over.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// All descriptors of this label.
     pub fn take(&mut self, label: &Label) -> Vec<OwnedFd> {
         self.0.remove(label).unwrap_or_default()
