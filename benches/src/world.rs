@@ -113,6 +113,7 @@ fn intent(vhosts: OrdMap<Label, (Source, Arc<Vhost>)>) -> Intent {
         masquerade: true,
         isolate_management: true,
         wan_dns: false,
+        forwarded: Vec::new(),
     }
 }
 

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod auth;
+mod dns_view;
 mod edit;
 mod explain;
 mod explain_forward;
@@ -30,10 +31,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use proximity_table::{
-    App, Change, Facts, Generation, ResolvedForward, Timestamp, UpstreamKey, VhostPolicy, World,
+    App, Change, Facts, Generation, Name, ResolvedForward, Timestamp, UpstreamKey, VhostPolicy, World,
 };
 
 pub use auth::Token;
+pub use dns_view::{AnsweredRecord, DnsAnswerView, FlushInput, Flushed, QuestionInput, UpstreamView};
 pub use explain::{ExplainView, Said, StepView, Subject};
 pub use forward_view::{ForwardFigures, ForwardTargetView, ForwardView, LastDial, Stopped, TargetFigures};
 pub use metrics::{Family, MetricKind, MetricsText};
@@ -100,6 +102,16 @@ pub trait Appliance: Send + Sync + 'static {
     fn edit(&self, edit: Edit) -> impl Future<Output = Result<Generation, Problem>> + Send;
     /// Hands everything over to a new process of `binary`, the file at the running one's path when left out.
     fn upgrade(&self, binary: Option<PathBuf>) -> impl Future<Output = Result<Upgraded, Problem>> + Send;
+    /// Forgets what upstreams answered, all of it or about a name and all below it; returns how many answers.
+    fn flush_dns(&self, name: Option<&Name>) -> usize;
+    /// Who is asked about names of others, and how they do.
+    fn dns_upstreams(&self) -> Vec<UpstreamView>;
+    /// Asks for a name as a client on this host would.
+    fn ask_dns(
+        &self,
+        name: Name,
+        rtype: String,
+    ) -> impl Future<Output = Result<DnsAnswerView, Problem>> + Send;
     /// Reads the configuration file again.
     fn reload(&self) -> impl Future<Output = Result<Reloaded, Problem>> + Send;
 }

@@ -12,10 +12,11 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use proximity_config::Spelling;
-use proximity_table::{Facts, Label, Protocol, Vhost, VhostPolicy};
+use proximity_table::{Facts, Label, Name, Protocol, Vhost, VhostPolicy};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::dns_view::{DnsAnswerView, FlushInput, Flushed, QuestionInput};
 use crate::explain_forward::explain_forward;
 use crate::metrics::CONTENT_TYPE;
 use crate::objects::{RecordInput, ReservationInput, UpgradeInput};
@@ -74,6 +75,9 @@ pub fn router<A: Appliance>(appliance: Arc<A>, trust: Trust) -> Router {
             get(async |State(a): State<Arc<A>>| page(RecordView::all(&a.world()))).post(add_record::<A>),
         )
         .route("/dns/records/{name}/{type}", delete(delete_records::<A>))
+        .route("/dns/upstreams", get(async |State(a): State<Arc<A>>| page(a.dns_upstreams())))
+        .route("/dns/flush", post(flush_dns::<A>))
+        .route("/dns/query", post(ask_dns::<A>))
         .route("/apps", get(async |State(a): State<Arc<A>>| page(all_apps(&*a))))
         .route("/apps/{name}", get(show_app::<A>))
         .route("/apps/{name}/explain", get(explain_app::<A>))
@@ -290,6 +294,23 @@ async fn delete_records<A: Appliance>(
     Path((name, rtype)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     change(&*appliance, move |facts| edit::remove_records(facts, &name, &rtype)).await
+}
+
+async fn flush_dns<A: Appliance>(State(appliance): State<Arc<A>>, body: Bytes) -> Answer<Flushed> {
+    let input = if body.is_empty() { FlushInput::default() } else { read(&body)? };
+    let name = input.name.map(|name| name.parse().map_err(Problem::explained)).transpose()?;
+    Ok(Json(Flushed { answers: appliance.flush_dns(name.as_ref()) }))
+}
+
+async fn ask_dns<A: Appliance>(State(appliance): State<Arc<A>>, body: Bytes) -> Answer<DnsAnswerView> {
+    let QuestionInput { name, rtype } = read(&body)?;
+    // A single label is an app's, as everywhere; all else is written in full.
+    let name = match name.contains('.') {
+        false => Name::relative(&name, &appliance.world().facts.intent().domain),
+        true => name.parse(),
+    };
+    let name = name.map_err(Problem::explained)?;
+    appliance.ask_dns(name, rtype.unwrap_or_else(|| "A".to_owned())).await.map(Json)
 }
 
 async fn show_app<A: Appliance>(

@@ -9,7 +9,7 @@ use proximity_table::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{LoadView, VhostView};
+use crate::{LoadView, UpstreamView, VhostView};
 
 /// A list, and how many there are.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -115,6 +115,9 @@ pub struct Status {
     /// their share.
     #[serde(default)]
     pub circuits: Vec<CircuitView>,
+    /// Who is asked about names of others.
+    #[serde(default)]
+    pub upstreams: Vec<UpstreamView>,
     /// What is wrong, in words.
     pub problems: Vec<String>,
     /// Where the configuration comes from.

@@ -145,6 +145,18 @@ pub enum DnsCommand {
         #[arg(value_name = "TYPE")]
         rtype: String,
     },
+    /// Forget what upstreams answered
+    Flush {
+        /// This name and all below it; everything when left out
+        name: Option<String>,
+    },
+    /// Ask for a name as a client on this host would, and tell where the answer is from
+    Query {
+        /// An app, or a name in full: wiki, www.example.com
+        name: String,
+        #[arg(value_name = "TYPE", default_value = "A")]
+        rtype: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

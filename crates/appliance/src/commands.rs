@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::api_client::ApiClient;
 use crate::cli::{AppCommand, DnsCommand, LeaseCommand, Place};
-use crate::{daemon, say, table_text, vhost_command};
+use crate::{daemon, dns_command, say, table_text, vhost_command};
 
 /// What holds for every command.
 pub struct Asked {
@@ -120,6 +120,10 @@ pub fn status(asked: &Asked) -> Done {
             say!("processes of before the last upgrades that carry connections: {}", pids.join(", "));
         }
         status.problems.iter().for_each(|problem| say!("! {problem}"));
+        for upstream in status.upstreams.iter().filter(|upstream| !upstream.up) {
+            let since = text(upstream.last_answer.as_ref());
+            say!("! upstream {} does not answer; its last answer: {since}", upstream.upstream);
+        }
         for circuit in &status.circuits {
             say!("! backend {} of {}: {}", circuit.backend, circuit.app, circuit.note);
         }
@@ -258,6 +262,8 @@ pub fn dns(asked: &Asked, command: DnsCommand) -> Done {
             let path = format!("/dns/records/{}/{}", escape(&name), escape(&rtype));
             asked.change(Method::DELETE, &path, None, &format!("{name} {rtype} is removed"))
         }
+        DnsCommand::Flush { name } => dns_command::flush(asked, name),
+        DnsCommand::Query { name, rtype } => dns_command::query(asked, name, rtype),
     }
 }
 

@@ -9,16 +9,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use hyper::StatusCode;
 use proximity_admin::{
-    Appliance, CircuitView, Edit, ForwardFigures, LastDial, LoadView, Problem, Reloaded, Said, ServiceVerb,
-    ServiceView, Status, StepView, Stopped, TargetFigures, Upgraded,
+    Appliance, CircuitView, DnsAnswerView, Edit, ForwardFigures, LastDial, LoadView, Problem, Reloaded, Said,
+    ServiceVerb, ServiceView, Status, StepView, Stopped, TargetFigures, Upgraded, UpstreamView,
 };
 use proximity_config::{Config, Waiting};
 use proximity_dhcp::Stats;
-use proximity_dns::{DnsSettings, Forwarder, Upstream};
+use proximity_dns::Forwarder;
 use proximity_proxy::{BackendLoad, Condition, Explanation, Question, Reason, StreamPort, StreamReason};
 use proximity_table::{
-    App, AppState, Backend, Generation, HealthState, ResolvedForward, Route, Timestamp, UpstreamKey, Verdict,
-    VhostPolicy, World,
+    App, AppState, Backend, Generation, HealthState, Name, ResolvedForward, Route, Timestamp, UpstreamKey,
+    Verdict, VhostPolicy, World,
 };
 use tokio::sync::mpsc;
 
@@ -28,7 +28,7 @@ use crate::kernel::Kernel;
 use crate::registrar::Registrar;
 use crate::upgrade::followers::Followers;
 use crate::upgrade::handover::Request;
-use crate::{clock, daemon, log, metrics};
+use crate::{clock, daemon, forwarding, log, metrics};
 
 /// Everything that is asked about or changed from outside.
 pub struct Control {
@@ -193,6 +193,7 @@ impl Control {
         let ledger = world.facts.ledger();
         let taken = ledger.iter().filter(|lease| lease.is_bound() && in_pool(lease.ip)).count() as u64;
         let dns = self.data.dns_totals();
+        let forwarding = self.forwarder.load().status();
         let proxy = self.data.proxy_totals();
         let ready = world.routes.values().filter(|route| route.verdict() == Verdict::Ready).count();
         let failing = |route: &&Arc<Route>| {
@@ -214,6 +215,8 @@ impl Control {
             ("dns_forwarded", dns.forwarded),
             ("dns_cache_hits", dns.cache_hits),
             ("dns_upstream_failures", dns.upstream_failures),
+            ("dns_cached", forwarding.cached),
+            ("dns_stale_answers", forwarding.stale),
             ("http_requests", proxy.responses.iter().sum()),
             ("http_5xx", proxy.responses[5]),
             ("http_connections", proxy.open),
@@ -260,6 +263,7 @@ impl Appliance for Control {
             statistics: self.statistics(&world),
             drops: self.drops(),
             circuits: self.circuits(&world),
+            upstreams: self.dns_upstreams(),
             problems,
             config_file: self.config_path.display().to_string(),
             needs_restart,
@@ -305,6 +309,21 @@ impl Appliance for Control {
 
     fn now(&self) -> Timestamp {
         clock::now()
+    }
+
+    fn flush_dns(&self, name: Option<&Name>) -> usize {
+        let answers = self.forwarder.load().flush(name);
+        let what = name.map_or_else(|| "everything".to_owned(), Name::to_string);
+        log!(Info, "dns", "answers of upstreams are forgotten", name = what, answers = answers);
+        answers
+    }
+
+    fn dns_upstreams(&self) -> Vec<UpstreamView> {
+        self.forwarder.load().status().upstreams.into_iter().map(forwarding::upstream_view).collect()
+    }
+
+    async fn ask_dns(&self, name: Name, rtype: String) -> Result<DnsAnswerView, Problem> {
+        forwarding::ask(self.registrar.world().clone(), self.forwarder.clone(), name, rtype).await
     }
 
     fn forward_figures(&self, forward: &ResolvedForward) -> ForwardFigures {
@@ -456,8 +475,11 @@ impl Appliance for Control {
             waiting
         };
         log::set_level(new.appliance.log_level);
-        match Forwarder::new(&dns_settings(&new)) {
-            Ok(forwarder) => self.forwarder.store(Arc::new(forwarder)),
+        let settings = forwarding::settings(&new);
+        // What is kept of upstreams' answers, and what is known of their health, is not thrown away for nothing.
+        let is_new = *self.forwarder.load().settings() != settings;
+        match is_new.then(|| Forwarder::new(&settings)).transpose() {
+            Ok(forwarder) => forwarder.into_iter().for_each(|new| self.forwarder.store(Arc::new(new))),
             Err(error) => log!(Error, "dns", "the upstreams stay as they were", error = error),
         }
         self.data.set_proxy_settings(&new.proxy.settings);
@@ -497,12 +519,4 @@ fn target_figures(load: &BackendLoad) -> TargetFigures {
 fn is_unhealthy(forward: &ResolvedForward) -> bool {
     let ill = |target: &Backend| target.state() == HealthState::Unhealthy;
     forward.health.is_some() && !forward.targets.is_empty() && forward.targets.iter().all(ill)
-}
-
-/// The forwarder's settings in a configuration.
-pub fn dns_settings(config: &Config) -> DnsSettings {
-    DnsSettings {
-        upstream: config.dns.upstream.iter().map(|addr| Upstream::Plain(*addr)).collect(),
-        ..DnsSettings::default()
-    }
 }

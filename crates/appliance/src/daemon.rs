@@ -18,8 +18,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::clock::Uptime;
-use crate::control::{Control, Running, dns_settings};
+use crate::control::{Control, Running};
 use crate::data_plane::{DataThreads, ListenError};
+use crate::forwarding;
 use crate::kernel::Kernel;
 use crate::lan::{self, Slot, Wire, WireError};
 use crate::registrar::{Beginning, Registrar};
@@ -182,7 +183,7 @@ async fn begin(
         networks.push((network.clone(), slot));
     }
     let admin = AdminSockets::open(&config, &mut sockets)?;
-    let forwarder = Arc::new(ArcSwap::from_pointee(Forwarder::new(&dns_settings(&config))?));
+    let forwarder = Arc::new(ArcSwap::from_pointee(Forwarder::new(&forwarding::settings(&config))?));
     let (world, published) = (registrar.world(), registrar.published());
     let data = DataThreads::start(&config, world, &forwarder, published, &mut sockets, &before.stopped)?;
     let ready_after = uptime.milliseconds();

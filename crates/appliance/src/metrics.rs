@@ -10,7 +10,7 @@ use proximity_proxy::{AccessLogCounts, AppTotals, BackendLoad, Circuit, Reason, 
 use proximity_table::{AppState, HealthState, ResolvedForward, UpstreamKey, Verdict, World};
 
 use crate::control::Control;
-use crate::log;
+use crate::{forwarding, log};
 
 use MetricKind::{Counter, Gauge, Histogram};
 
@@ -33,6 +33,7 @@ pub fn page(control: &Control) -> String {
     table(&mut page, &world);
     dhcp(&mut page, control);
     dns(&mut page, &control.data.dns_totals());
+    forwarding::figures(&mut page, &control.forwarder.load().status());
     proxy(&mut page, &control.data.proxy_totals());
     let (apps, others) = control.data.app_totals();
     by_app(&mut page, &apps, &others);

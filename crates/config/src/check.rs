@@ -93,6 +93,11 @@ pub fn all(config: &Config, places: Places<'_>, report: &Report) {
             "name at least one server such as \"8.8.8.8\"",
         );
     }
+    if config.dns.enabled {
+        for (message, hint) in config.dns.upstream_trouble(&dns_listens(config)) {
+            add(places.key("dns", "upstream"), message, hint);
+        }
+    }
     for (enabled, key, listen) in [
         (config.proxy.enabled, "proxy.listen", &config.proxy.listen),
         (config.admin.enabled, "admin.listen", &config.admin.listen),
@@ -114,11 +119,16 @@ fn listen_of(places: Places<'_>, key: &str) -> Option<Range<usize>> {
     places.key(table, key)
 }
 
+/// Where names are asked for.
+fn dns_listens(config: &Config) -> Vec<SocketAddr> {
+    let own = config.intent.networks.iter().map(|net| SocketAddr::new(net.address.addr.into(), 53));
+    if config.dns.listen.is_empty() { own.collect() } else { config.dns.listen.clone() }
+}
+
 /// Finds addresses that are to be listened on twice.
 fn listens(config: &Config, add: &impl Fn(&str, String, &str)) {
     let mut all: Vec<(&str, SocketAddr)> = Vec::new();
-    let own = config.intent.networks.iter().map(|net| SocketAddr::new(net.address.addr.into(), 53));
-    let dns = if config.dns.listen.is_empty() { own.collect() } else { config.dns.listen.clone() };
+    let dns = dns_listens(config);
     for (enabled, key, listen) in [
         (config.dns.enabled, "dns.listen", &dns),
         (config.proxy.enabled, "proxy.listen", &config.proxy.listen),

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod dns;
 mod forward;
 mod header_edits;
 mod json;
@@ -24,6 +25,7 @@ use std::path::PathBuf;
 
 use proximity_table::{Intent, Ipv4Net, Label, Name, Protocol};
 
+pub use dns::Dns;
 pub use json::{forward_from_json, vhost_from_json};
 use places::Places;
 pub use problem::{Problem, Report};
@@ -91,17 +93,6 @@ pub enum WanAddress {
     },
     /// The link is left alone.
     Unmanaged,
-}
-
-/// `[dns]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Dns {
-    /// Whether names are served.
-    pub enabled: bool,
-    /// Addresses to listen on; empty: port 53 of every network's own address.
-    pub listen: Vec<SocketAddr>,
-    /// Servers that foreign names are asked of.
-    pub upstream: Vec<SocketAddr>,
 }
 
 /// `[admin]`
@@ -185,15 +176,7 @@ impl Config {
 
         let networks = network::read_all(root, &domain);
 
-        let mut table = root.table("dns");
-        let dns = Dns {
-            enabled: table.boolean("enabled", true),
-            listen: table.addresses("listen", 53, &[]),
-            upstream: table.upstreams("upstream", &["8.8.8.8", "1.1.1.1"]),
-        };
-        let records = objects::records(&mut table, &domain);
-        table.finish();
-
+        let (dns, records) = dns::read(root, &domain);
         let proxy = proxy::read(root);
         let vhosts = vhost::read_all(root, &domain);
 
@@ -229,6 +212,7 @@ impl Config {
             masquerade: nat,
             isolate_management,
             wan_dns,
+            forwarded: dns.forward.iter().map(|(name, _)| name.clone()).collect(),
         };
         Config { appliance, wan, dns, proxy, admin, intent }
     }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use proximity_table::Upstream;
 use toml_edit::{Item, TableLike, Value};
 
 use crate::Report;
@@ -264,10 +265,10 @@ impl<'a> Section<'a> {
             .unwrap_or_else(|| default.iter().filter_map(|text| parse(text)).collect())
     }
 
-    /// Servers for foreign names.
-    pub fn upstreams(&mut self, key: &'static str, default: &[&str]) -> Vec<SocketAddr> {
-        let expected = "an address such as \"8.8.8.8\" or \"8.8.8.8:53\" (tls:// and https:// are not spoken by this version yet)";
-        let parse = |text: &str| parse_address(text, 53);
+    /// Servers for names of others.
+    pub fn upstreams(&mut self, key: &'static str, default: &[&str]) -> Vec<Upstream> {
+        let expected = "an upstream such as \"8.8.8.8\", \"8.8.8.8:53\", \"tls://1.1.1.1#cloudflare-dns.com\" or \"https://1.1.1.1/dns-query\"";
+        let parse = |text: &str| text.parse().ok();
         self.list(key, expected, parse)
             .unwrap_or_else(|| default.iter().filter_map(|text| parse(text)).collect())
     }

@@ -29,10 +29,7 @@ fn an_empty_file_is_the_seeds_appliance() {
     assert_eq!(net.domain_search, std::slice::from_ref(&net.domain));
     assert!(net.dhcp_enabled && net.manage_link && net.auto_vhost.enabled);
     assert_eq!(net.auto_vhost.ports, [80]);
-    assert_eq!(
-        config.dns.upstream.iter().map(|u| u.to_string()).collect::<Vec<_>>(),
-        ["8.8.8.8:53", "1.1.1.1:53"]
-    );
+    assert_eq!(config.dns.upstream.iter().map(|u| u.to_string()).collect::<Vec<_>>(), ["8.8.8.8", "1.1.1.1"]);
     assert!(config.dns.enabled && config.dns.listen.is_empty() && !intent.wan_dns);
     assert_eq!(config.proxy.listen[0].to_string(), "0.0.0.0:80");
     assert_eq!(config.admin.listen[0].to_string(), "0.0.0.0:9090");
@@ -320,5 +317,51 @@ fn every_configuration_in_the_readme_is_right() {
     assert!(!blocks.is_empty());
     for block in blocks {
         Config::parse(block).unwrap_or_else(|report| panic!("{report}\n{block}"));
+    }
+}
+
+/// Each of the forwarder's keys is read, and what cannot be meant is refused where it stands.
+#[test]
+fn the_forwarder_is_told_what_to_do() {
+    let text = r#"[dns]
+upstream = ["9.9.9.9", "tls://1.1.1.1#cloudflare-dns.com", "https://dns.example/dns-query"]
+cache_size = 100
+cache_min_ttl = "5s"
+cache_max_ttl = "1h"
+negative_max_ttl = "1m"
+serve_stale = "0s"
+prefetch = false
+rebind_protection = false
+rebind_exempt = ["plex.direct"]
+[[dns.forward]]
+domain = "corp.local"
+upstream = ["10.1.1.1"]
+"#;
+    let dns = Config::parse(text).unwrap().dns;
+    assert_eq!(dns.upstream.len(), 3);
+    assert_eq!((dns.cache_size, dns.cache_min_ttl, dns.cache_max_ttl), (100, 5, 3600));
+    assert_eq!(
+        (dns.negative_max_ttl, dns.serve_stale, dns.prefetch, dns.rebind_protection),
+        (60, 0, false, false)
+    );
+    assert_eq!(dns.rebind_exempt[0].to_string(), "plex.direct");
+    assert_eq!(
+        (dns.forward[0].0.to_string(), dns.forward[0].1[0].to_string()),
+        ("corp.local".into(), "10.1.1.1".into())
+    );
+    for (text, problem) in [
+        ("[dns]\nupstream = [\"udp://1.1.1.1\"]", "upstream"),
+        ("[dns]\nupstream = [\"https://dns.example/q\"]", "nobody can be asked where"),
+        ("[dns]\nupstream = [\"10.20.0.1\"]", "is the appliance itself"),
+        ("[dns]\nlisten = [\"0.0.0.0:5353\"]\nupstream = [\"127.0.0.1:5353\"]", "is the appliance itself"),
+        ("[dns]\ncache_min_ttl = \"2d\"", "more than dns.cache_max_ttl"),
+        ("[dns]\ncache_size = 0", "cache_size"),
+        ("[dns]\nupstream_ca = \"ca.pem\"", "upstream_ca"),
+        ("[[dns.forward]]\ndomain = \"corp.example\"", "without upstream"),
+        ("[[dns.forward]]\nupstream = [\"10.1.1.1\"]", "no domain"),
+        ("[dns]\nrebind_exempt = [\"a..b\"]", "rebind_exempt"),
+    ] {
+        let report = Config::parse(text).unwrap_err().to_string();
+        assert!(report.contains(problem), "{text}: {report}");
     }
 }

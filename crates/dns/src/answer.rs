@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use proximity_table::{Apex, NodeRef, RRsetRef, Timestamp, World, Zones};
 
+use crate::ede::Ede;
+use crate::foreign::{Foreign, ForeignName, is_within};
 use crate::query::{DropReason, Edns, Malformed, Query, Unanswerable};
 use crate::reply::{OUR_UDP_SIZE, Place, QUESTION, Rcode, Reply, Section, bare};
 use crate::special::{Special, special};
@@ -46,6 +48,8 @@ pub enum Transport {
 
 /// What became of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
+// A question for an upstream lies in place: if its answer is kept, nothing is allocated.
+#[expect(clippy::large_enum_variant)]
 pub enum Outcome {
     /// The reply stands in the buffer.
     Answered(Rcode),
@@ -56,19 +60,6 @@ pub enum Outcome {
     Forward(Foreign),
     /// Nothing is sent.
     Drop(DropReason),
-}
-
-/// A question for an upstream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Foreign {
-    /// The name, in lower-case wire form.
-    pub name: Box<[u8]>,
-    /// QTYPE; the class is IN.
-    pub qtype: u16,
-    /// What the client said of itself by EDNS.
-    pub edns: Option<Edns>,
-    /// Longest reply that the client takes, in octets.
-    pub limit: usize,
 }
 
 /// Answers one message from a snapshot.
@@ -104,9 +95,13 @@ pub fn answer(world: &World, now: Timestamp, asker: Asker, message: &[u8], out: 
         End::Answered(rcode) => Outcome::Answered(reply.finish(rcode)),
         End::Elsewhere { name, aliased } => {
             if recursion && query.recursion_desired() && !reply.is_truncated() {
-                let foreign = Foreign { name: name.into(), qtype: query.qtype, edns: query.edns, limit };
+                let (name, flags) = (ForeignName::of(name), query.flags);
+                let foreign = Foreign { name, qtype: query.qtype, flags, edns: query.edns, limit, aliased };
                 reply.suspend();
                 return Outcome::Forward(foreign);
+            }
+            if !recursion && !aliased {
+                reply.explain(Ede::Prohibited);
             }
             // A stranger gets what is ours: the aliases. For another's name that is nothing.
             Outcome::Answered(reply.finish(if aliased { Rcode::NoError } else { Rcode::Refused }))
@@ -252,6 +247,8 @@ impl<'a> Lookup<'a> {
     fn outside(&self, reply: &mut Reply<'_>, name: &'a [u8], owner: Place, step: usize) -> End<'a> {
         let zones = &self.world.zones;
         match special(name) {
+            // Who has servers of its own is not nowhere.
+            Some(_) if self.is_forwarded(name) => End::Elsewhere { name, aliased: step > 0 },
             Some(Special::Localhost(zone)) => {
                 reply.set_authoritative();
                 match self.query.qtype {
@@ -276,17 +273,21 @@ impl<'a> Lookup<'a> {
                 }
                 empty_zone(reply, zone);
                 // RFC 8020 §2: NXDOMAIN would deny our own zones below.
-                let exists = name == zone || is_above_ours(zones, name);
+                let exists = name == zone || is_above_ours(zones, name) || self.is_above_forwarded(name);
                 End::Answered(if exists { Rcode::NoError } else { Rcode::NxDomain })
-            }
-            // The root denies `local`, and with it our zones below.
-            None if name == LOCAL && is_above_ours(zones, name) => {
-                reply.set_authoritative();
-                empty_zone(reply, LOCAL);
-                End::Answered(Rcode::NoError)
             }
             None => End::Elsewhere { name, aliased: step > 0 },
         }
+    }
+
+    fn is_forwarded(&self, name: &[u8]) -> bool {
+        let mut forwarded = self.world.facts.intent().forwarded.iter();
+        forwarded.any(|domain| is_within(name, domain.as_wire()))
+    }
+
+    fn is_above_forwarded(&self, name: &[u8]) -> bool {
+        let mut forwarded = self.world.facts.intent().forwarded.iter();
+        forwarded.any(|domain| is_within(domain.as_wire(), name))
     }
 
     /// Writes an RRset; returns where the name in the last record stands.
@@ -353,7 +354,6 @@ impl<'a> Lookup<'a> {
     }
 }
 
-const LOCAL: &[u8] = b"\x05local\x00";
 const HOSTMASTER: &[u8] = b"\x0ahostmaster";
 /// RFC 6303 §3.
 const NOBODY: &[u8] = b"\x06nobody\x07invalid\x00";
@@ -363,12 +363,5 @@ fn empty_zone(reply: &mut Reply<'_>, zone: &[u8]) {
 }
 
 fn is_above_ours(zones: &Zones, name: &[u8]) -> bool {
-    zones.apexes().iter().any(|apex| {
-        let below = apex.name.as_wire();
-        let mut at = 0;
-        while below.len() - at > name.len() {
-            at += 1 + usize::from(below[at]);
-        }
-        below[at..] == *name
-    })
+    zones.apexes().iter().any(|apex| is_within(apex.name.as_wire(), name))
 }

@@ -7,23 +7,43 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod cache;
 mod datagrams;
+mod ede;
+mod flights;
+mod foreign;
 mod forward;
+mod front;
+mod health;
+mod kept;
+mod link;
 mod listen;
+mod lookup;
 mod query;
+mod race;
+mod rebind;
 mod reply;
+mod said;
 mod server;
 mod settings;
 mod special;
 mod stats;
 mod tcp;
 mod udp;
+mod upstream_tls;
 
-pub use answer::{Asker, Foreign, Outcome, Transport, answer, in_zone, recursion_allowed};
-pub use forward::{ForwardError, Forwarder};
+pub use answer::{Asker, Outcome, Transport, answer, in_zone, recursion_allowed};
+pub use ede::Ede;
+pub use foreign::{Foreign, ForeignName};
+pub use forward::{ForwardError, ForwardStatus, Forwarder};
+pub use health::UpstreamStatus;
 pub use listen::{listen_tcp, listen_udp};
+pub use lookup::{LookedUp, Lookup, LookupError, look_up};
+pub use proximity_table::{Upstream, UpstreamError};
 pub use query::{DropReason, Edns, Malformed, Query, Unanswerable};
 pub use reply::{OUR_UDP_SIZE, Rcode};
+pub use said::TtlBounds;
 pub use server::DnsServer;
-pub use settings::{DnsSettings, Upstream, UpstreamError};
+pub use settings::DnsSettings;
 pub use stats::{DnsSnapshot, DnsStats, Over};
+pub use upstream_tls::AuthoritiesError;

@@ -1,5 +1,6 @@
 //! A reply, written straight into wire form behind a copy of its question.
 
+use crate::ede::{Ede, opt_length, put_opt};
 use crate::query::{HEADER, Query};
 
 /// Largest UDP payload we send and announce: it fits every link without fragments (RFC 9715 §3).
@@ -10,12 +11,10 @@ pub(crate) const QUESTION: Place = Place(HEADER as u16);
 
 const QR: u16 = 0x8000;
 const AA: u16 = 0x0400;
-const TC: u16 = 0x0200;
+pub(crate) const TC: u16 = 0x0200;
 const RA: u16 = 0x0080;
 /// What is copied from a query: opcode, RD, and CD (RFC 4035 §3.2.2).
 const COPIED: u16 = 0x7910;
-/// An OPT record without options.
-const OPT_LENGTH: usize = 11;
 /// Offsets beyond cannot be pointed at (RFC 1035 §4.1.4).
 const FURTHEST: usize = 0x3fff;
 
@@ -53,6 +52,7 @@ pub(crate) struct Reply<'r> {
     counts: [u16; 3],
     overflow: bool,
     flags: u16,
+    ede: Option<Ede>,
 }
 
 impl<'r> Reply<'r> {
@@ -66,9 +66,14 @@ impl<'r> Reply<'r> {
         out.clear();
         out.extend_from_slice(&[0; HEADER]);
         out.extend_from_slice(query.question());
-        let limit = limit - if query.edns.is_some() { OPT_LENGTH } else { 0 };
-        let ra = if recursion_available { RA } else { 0 };
-        Reply { out, query, limit, counts: [0; 3], overflow: false, flags: QR | ra | query.flags & COPIED }
+        let limit = limit - if query.edns.is_some() { opt_length(None) } else { 0 };
+        let flags = QR | if recursion_available { RA } else { 0 } | query.flags & COPIED;
+        Reply { out, query, limit, counts: [0; 3], overflow: false, flags, ede: None }
+    }
+
+    /// Says why in a reply without records, to a client that speaks EDNS.
+    pub fn explain(&mut self, ede: Ede) {
+        self.ede = Some(ede);
     }
 
     /// Says that the name asked for is ours.
@@ -215,11 +220,7 @@ impl<'r> Reply<'r> {
 
     fn opt(&mut self, rcode: Rcode) {
         let dnssec_ok = self.query.edns.is_some_and(|edns| edns.dnssec_ok);
-        self.out.push(0);
-        self.out.extend_from_slice(&41u16.to_be_bytes());
-        self.out.extend_from_slice(&OUR_UDP_SIZE.to_be_bytes());
-        // RFC 3225 §3: the DO bit of the query is copied.
-        self.out.extend_from_slice(&[rcode.high(), 0, if dnssec_ok { 0x80 } else { 0 }, 0, 0, 0]);
+        put_opt(self.out, rcode, dnssec_ok, self.ede);
         self.counts[Section::Additional as usize] += 1;
     }
 }
@@ -249,11 +250,11 @@ impl Rcode {
         }
     }
 
-    fn low(self) -> u16 {
+    pub(crate) fn low(self) -> u16 {
         self as u16 & 0xf
     }
 
-    fn high(self) -> u8 {
+    pub(crate) fn high(self) -> u8 {
         (self as u16 >> 4) as u8
     }
 }

@@ -7,8 +7,10 @@ use proximity_table::{Timestamp, World};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::answer::{Asker, Foreign, Outcome, Transport, answer};
-use crate::forward::{Forwarder, overloaded};
+use crate::answer::{Asker, Outcome, Transport, answer};
+use crate::foreign::Foreign;
+use crate::forward::{Forwarder, Origin, overloaded};
+use crate::front::Front;
 use crate::query::DropReason;
 use crate::stats::{DnsStats, Over};
 use crate::{tcp, udp};
@@ -33,7 +35,7 @@ pub(crate) enum Next {
     /// Nothing.
     Nothing,
     /// Ask upstreams, then send.
-    Wait(Pending),
+    Wait(Box<Pending>),
 }
 
 /// A question that waits for an upstream.
@@ -70,7 +72,7 @@ impl DnsServer {
     pub async fn resolve_wire(&self, message: &[u8], client: IpAddr) -> Option<Vec<u8>> {
         let mut out = Vec::new();
         let asker = Asker { client, transport: Transport::Tcp };
-        match self.handle(&self.snapshot(), Over::Process, asker, message, &mut out) {
+        match self.handle(&self.snapshot(), Over::Process, asker, message, None, &mut out) {
             Next::Reply => Some(out),
             Next::Nothing => None,
             Next::Wait(pending) => Some(self.forward(pending).await),
@@ -82,13 +84,15 @@ impl DnsServer {
         (self.world.load_full(), (self.clock)())
     }
 
-    /// Answers one message as far as that goes without waiting. Only a question for an upstream allocates.
+    /// Answers one message as far as that goes without waiting. Only a question for an upstream allocates. `front` is
+    /// what the calling thread has at hand of upstreams' answers.
     pub(crate) fn handle(
         &self,
         (world, now): &(Arc<World>, Timestamp),
         over: Over,
         asker: Asker,
         message: &[u8],
+        front: Option<&mut Front>,
         out: &mut Vec<u8>,
     ) -> Next {
         self.stats.query(over);
@@ -99,23 +103,38 @@ impl DnsServer {
                 self.stats.dropped(reason);
                 return Next::Nothing;
             }
-            Outcome::Forward(foreign) => {
-                if let Ok(permit) = self.in_flight.clone().try_acquire_owned() {
-                    return Next::Wait(Pending { partial: out.clone(), foreign, _permit: permit });
-                }
-                let (reply, rcode) = overloaded(out, &foreign);
-                self.stats.overloaded();
-                self.stats.answer(rcode);
-                *out = reply;
-            }
+            Outcome::Forward(foreign) => return self.elsewhere(foreign, front, *now, out),
         }
         Next::Reply
     }
 
+    fn elsewhere(
+        &self,
+        foreign: Foreign,
+        front: Option<&mut Front>,
+        now: Timestamp,
+        out: &mut Vec<u8>,
+    ) -> Next {
+        let forwarder = self.forwarder.load();
+        if let Some(rcode) = forwarder.answer_at_once(&foreign, front, self.clock, now, out) {
+            self.stats.forwarded(Origin::Cache);
+            self.stats.answer(rcode);
+            return Next::Reply;
+        }
+        if let Ok(permit) = self.in_flight.clone().try_acquire_owned() {
+            let pending = Pending { partial: out.clone(), foreign, _permit: permit };
+            return Next::Wait(Box::new(pending));
+        }
+        self.stats.overloaded();
+        self.stats.answer(overloaded(out, &foreign));
+        Next::Reply
+    }
+
     /// Asks upstreams and completes the reply.
-    pub(crate) async fn forward(&self, pending: Pending) -> Vec<u8> {
+    pub(crate) async fn forward(&self, pending: Box<Pending>) -> Vec<u8> {
         let forwarder = self.forwarder.load_full();
-        let (reply, rcode, origin) = forwarder.complete(&pending.partial, &pending.foreign).await;
+        let Pending { partial, foreign, _permit } = *pending;
+        let (reply, rcode, origin) = forwarder.complete(partial, &foreign, self.clock).await;
         self.stats.forwarded(origin);
         self.stats.answer(rcode);
         reply

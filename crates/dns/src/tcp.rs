@@ -88,7 +88,7 @@ async fn converse(server: DnsServer, stream: TcpStream, peer: SocketAddr) {
     while let Some(Ok(message)) = messages.next().await {
         while waiting.try_join_next().is_some() {}
         let mut out = Vec::new();
-        match server.handle(&server.snapshot(), Over::Tcp, asker, message.bytes(), &mut out) {
+        match server.handle(&server.snapshot(), Over::Tcp, asker, message.bytes(), None, &mut out) {
             Next::Nothing => {}
             Next::Reply => {
                 if !send(&server, replies.clone(), out, peer) {

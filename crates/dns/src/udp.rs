@@ -12,11 +12,13 @@ use std::thread;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::answer::{Asker, Transport};
 use crate::datagrams::{Received, Replies, Sent};
+use crate::front::Front;
 use crate::query::DropReason;
 use crate::server::{DnsServer, Next, Pending, stopped};
 use crate::stats::Over;
@@ -65,11 +67,17 @@ pub(crate) async fn serve(server: &DnsServer, socket: UdpSocket, mut stop: watch
 fn start(
     server: &DnsServer,
     socket: &Arc<UdpSocket>,
-    queue: mpsc::UnboundedSender<(Pending, SocketAddr)>,
+    queue: mpsc::UnboundedSender<(Box<Pending>, SocketAddr)>,
 ) -> io::Result<io::PipeWriter> {
     let (going, go) = io::pipe()?;
     let (server, socket) = (server.clone(), socket.clone());
-    thread::Builder::new().name("dns".to_owned()).spawn(move || run(&server, &socket, &going, &queue))?;
+    let runtime = Handle::current();
+    let body = move || {
+        // What is asked again in the background is asked there.
+        let _inside = runtime.enter();
+        run(&server, &socket, &going, &queue);
+    };
+    thread::Builder::new().name("dns".to_owned()).spawn(body)?;
     Ok(go)
 }
 
@@ -77,9 +85,10 @@ fn run(
     server: &DnsServer,
     socket: &UdpSocket,
     going: &PipeReader,
-    queue: &mpsc::UnboundedSender<(Pending, SocketAddr)>,
+    queue: &mpsc::UnboundedSender<(Box<Pending>, SocketAddr)>,
 ) {
     let (mut received, mut replies) = (Received::new(), Replies::new());
+    let mut front = Front::new();
     loop {
         let mut watched =
             [PollFd::new(going.as_fd(), PollFlags::POLLIN), PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
@@ -91,7 +100,7 @@ fn run(
         for _ in 0..ROUNDS {
             match received.receive(socket) {
                 Ok(count) => {
-                    answer(server, queue, &received, &mut replies);
+                    answer(server, queue, &received, &mut front, &mut replies);
                     send(server, socket, &mut replies);
                     if count < CROWD {
                         break;
@@ -114,8 +123,9 @@ fn run(
 /// asking sees it.
 fn answer(
     server: &DnsServer,
-    queue: &mpsc::UnboundedSender<(Pending, SocketAddr)>,
+    queue: &mpsc::UnboundedSender<(Box<Pending>, SocketAddr)>,
     received: &Received,
+    front: &mut Front,
     replies: &mut Replies,
 ) {
     // Nothing is left of the last ones, unless the socket failed.
@@ -128,7 +138,7 @@ fn answer(
             continue;
         };
         let asker = Asker { client: peer.ip(), transport: Transport::Udp };
-        match server.handle(&snapshot, Over::Udp, asker, message, replies.next()) {
+        match server.handle(&snapshot, Over::Udp, asker, message, Some(front), replies.next()) {
             Next::Nothing => {}
             Next::Reply => replies.to(to),
             // Whoever would ask is gone only when the whole runtime is.

@@ -59,6 +59,9 @@ pub struct Intent {
     pub isolate_management: bool,
     /// Whether app names are answered on the WAN too.
     pub wan_dns: bool,
+    /// Domains that servers of their own are asked about, special or not.
+    #[serde(default)]
+    pub forwarded: Vec<Name>,
 }
 
 /// One app network.

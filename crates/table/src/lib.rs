@@ -49,6 +49,7 @@ mod proxy_settings;
 mod record;
 mod route;
 mod time;
+mod upstream;
 mod vhost;
 mod warnings;
 mod world;
@@ -75,6 +76,7 @@ pub use proxy_settings::{LogSettings, ProxySettings};
 pub use record::{Record, RecordData, RecordError, RecordType};
 pub use route::{Action, Backend, PathRoute, Route, Service, UpstreamKey, Verdict};
 pub use time::{Span, Timestamp};
+pub use upstream::{Upstream, UpstreamError};
 pub use vhost::{
     BackendProtocol, BackendTarget, BackendTls, HealthPolicy, ProbeKind, Redirect, Vhost, VhostPath,
 };

@@ -39,6 +39,7 @@ pub(crate) fn intent() -> Intent {
         masquerade: true,
         isolate_management: true,
         wan_dns: false,
+        forwarded: Vec::new(),
     }
 }
 

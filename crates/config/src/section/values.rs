@@ -149,7 +149,7 @@ impl<'a> Section<'a> {
         entries
     }
 
-    /// Refuses more of something than the proxy should walk through.
+    /// Refuses more of something than should be walked through for each request.
     pub fn bound(&self, key: &str, count: usize) {
         if count > MOST {
             self.refuse(

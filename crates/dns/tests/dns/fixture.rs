@@ -135,7 +135,8 @@ pub fn a(name: &str, ttl: u32, ip: [u8; 4]) -> DnsRecord {
 /// A server with the world of [`world`] and the given upstreams.
 pub fn server(upstreams: &[SocketAddr]) -> (DnsServer, Arc<DnsStats>) {
     let upstream = upstreams.iter().map(|addr| Upstream::Plain(*addr)).collect();
-    let forwarder = Forwarder::new(&DnsSettings { upstream, cache_size: 1000 }).unwrap();
+    let forwarder =
+        Forwarder::new(&DnsSettings { upstream, cache_size: 1000, ..DnsSettings::default() }).unwrap();
     let stats = Arc::new(DnsStats::default());
     let world = Arc::new(ArcSwap::from_pointee(world()));
     let server = DnsServer::new(world, Arc::new(ArcSwap::from_pointee(forwarder)), stats.clone(), clock);

@@ -2,8 +2,11 @@
 
 mod aliases;
 mod authority;
+mod encrypted_upstreams;
 mod fixture;
 mod forwarding;
 mod hostile;
+mod kept_answers;
 mod messages;
 mod transports;
+mod upstream_faults;

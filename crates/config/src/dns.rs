@@ -1,0 +1,129 @@
+//! `[dns]`: names of apps are served, names of others are asked of upstreams.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use imbl::OrdMap;
+use proximity_table::{Name, Owned, Record, RecordType, Upstream};
+
+use crate::objects;
+use crate::section::Section;
+
+/// Most answers that may be kept: each takes up to a kilobyte.
+const MOST_KEPT: u32 = 4_000_000;
+
+/// `[dns]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dns {
+    /// Whether names are served.
+    pub enabled: bool,
+    /// Addresses to listen on; empty: port 53 of every network's own address.
+    pub listen: Vec<SocketAddr>,
+    /// Servers that names of others are asked of.
+    pub upstream: Vec<Upstream>,
+    /// A PEM file of further authorities for the certificates of upstreams.
+    pub upstream_ca: Option<PathBuf>,
+    /// Servers that names of a domain are asked of.
+    pub forward: Vec<(Name, Vec<Upstream>)>,
+    /// How many answers of upstreams are kept.
+    pub cache_size: u32,
+    /// Seconds that answers are kept at least.
+    pub cache_min_ttl: u32,
+    /// Seconds that answers are kept at most.
+    pub cache_max_ttl: u32,
+    /// Seconds that "there is nothing" is kept at most.
+    pub negative_max_ttl: u32,
+    /// Seconds after its time for which an answer is given out when upstreams fail.
+    pub serve_stale: u32,
+    /// Whether popular names are asked for again before their time is over.
+    pub prefetch: bool,
+    /// Whether answers of upstreams that lead into private networks are kept from clients.
+    pub rebind_protection: bool,
+    /// Domains of which such answers are let through.
+    pub rebind_exempt: Vec<Name>,
+}
+
+/// Records by owner and type.
+type Records = OrdMap<(Name, RecordType), Owned<Vec<Record>>>;
+
+/// Reads `[dns]`, and the records in it, whose names are relative to `domain`.
+pub fn read(root: &mut Section<'_>, domain: &Name) -> (Dns, Records) {
+    let mut table = root.table("dns");
+    let mut dns = Dns {
+        enabled: table.boolean("enabled", true),
+        listen: table.addresses("listen", 53, &[]),
+        upstream: table.upstreams("upstream", &["8.8.8.8", "1.1.1.1"]),
+        upstream_ca: table.file("upstream_ca").map(PathBuf::from),
+        forward: Vec::new(),
+        cache_size: table.number("cache_size", 8192, 1..=MOST_KEPT),
+        cache_min_ttl: table.duration("cache_min_ttl", 0, 0),
+        cache_max_ttl: table.duration("cache_max_ttl", 86_400, 1),
+        negative_max_ttl: table.duration("negative_max_ttl", 900, 0),
+        serve_stale: table.duration("serve_stale", 86_400, 0),
+        prefetch: table.boolean("prefetch", true),
+        rebind_protection: table.boolean("rebind_protection", true),
+        rebind_exempt: domains(&mut table, "rebind_exempt"),
+    };
+    if dns.cache_min_ttl > dns.cache_max_ttl {
+        table.refuse("cache_min_ttl", "dns.cache_min_ttl is more than dns.cache_max_ttl", "write less");
+    }
+    for mut forward in table.tables("forward") {
+        let name: Option<Name> = forward.required("domain", "corp.example");
+        let upstream = forward.upstreams("upstream", &[]);
+        if upstream.is_empty() {
+            let hint = "write upstream = [\"10.1.1.1\"], the servers that know the domain";
+            forward.refuse_all("dns.forward without upstream", hint);
+        }
+        if let Some(name) = name {
+            if dns.forward.iter().any(|(other, _)| *other == name) {
+                forward.refuse(
+                    "domain",
+                    &format!("{name} is forwarded twice"),
+                    "write all its upstreams in one place",
+                );
+            }
+            dns.forward.push((name, upstream));
+        }
+        forward.finish();
+    }
+    table.bound("forward", dns.forward.len());
+    let records = objects::records(&mut table, domain);
+    table.finish();
+    (dns, records)
+}
+
+impl Dns {
+    /// What is wrong about upstreams in view of the appliance's own addresses: message and hint of each.
+    pub fn upstream_trouble(&self, own: &[SocketAddr]) -> Vec<(String, &'static str)> {
+        let all = || self.forward.iter().flat_map(|(_, upstreams)| upstreams).chain(&self.upstream);
+        let has_plain = self.upstream.iter().any(|upstream| upstream.plain().is_some());
+        let mut trouble = Vec::new();
+        for upstream in all() {
+            if upstream.ip().is_none() && !has_plain {
+                trouble.push((
+                    format!("nobody can be asked where `{upstream}` is"),
+                    "write its address instead of its name, or a plain upstream such as \"1.1.1.1\" beside it",
+                ));
+            }
+            let is_own = |addr: &SocketAddr| {
+                let everywhere = |ip: IpAddr| ip.is_unspecified() && addr.ip().is_loopback();
+                own.iter()
+                    .any(|own| own.port() == addr.port() && (own.ip() == addr.ip() || everywhere(own.ip())))
+            };
+            if upstream.plain().as_ref().is_some_and(is_own) {
+                trouble.push((
+                    format!("upstream {upstream} is the appliance itself"),
+                    "name another server: questions would go round in a circle",
+                ));
+            }
+        }
+        trouble
+    }
+}
+
+fn domains(table: &mut Section<'_>, key: &'static str) -> Vec<Name> {
+    let parse = |text: &str| text.trim_start_matches("*.").parse().ok();
+    let names = table.list(key, "a domain such as \"plex.direct\"", parse).unwrap_or_default();
+    table.bound(key, names.len());
+    names
+}
