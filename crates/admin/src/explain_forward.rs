@@ -253,7 +253,8 @@ fn in_words(forward: &Forward) -> String {
 #[cfg(test)]
 mod tests {
     use proximity_table::{
-        Change, Facts, Generation, Health, HealthPolicy, Lease, LeaseState, Ledger, Mac, Source, Touched,
+        Change, Facts, Generation, Health, HealthPolicy, Lease, LeaseState, Ledger, Mac, ProbeKey, Question,
+        Source, Touched,
     };
 
     use super::*;
@@ -280,6 +281,7 @@ mod tests {
             let key = BackendKey { addr: "10.20.0.101:22".parse().unwrap(), epoch: 7 };
             let reason = (state != HealthState::Healthy).then(|| "no connection within 5 s".to_owned());
             let health = Health { state, since: Timestamp(NOW.0 - 600), reason };
+            let key = ProbeKey { backend: key, question: Question::plain(forward.health.as_deref()) };
             apply(Change::Health(forward.health_name(), key, Some(health)));
         }
         apply(Change::Forward(Source::Api, forward));

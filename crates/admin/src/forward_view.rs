@@ -237,8 +237,8 @@ fn settings(forward: &Forward) -> Map<String, Value> {
 #[cfg(test)]
 mod tests {
     use proximity_table::{
-        BackendTarget, Change, Facts, Generation, Health, HealthPolicy, HealthState, Ledger, Protocol,
-        Touched,
+        BackendTarget, Change, Facts, Generation, Health, HealthPolicy, HealthState, Ledger, ProbeKey,
+        Protocol, Question, Touched,
     };
 
     use super::*;
@@ -265,6 +265,7 @@ mod tests {
         };
         ForwardView::all(&world, figures)
     }
+        let key = ProbeKey { backend: key, question: Question::plain(forwards[0].health.as_deref()) };
 
     fn address(text: &str) -> BackendTarget {
         BackendTarget::Address(text.parse().unwrap())

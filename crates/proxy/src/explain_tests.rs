@@ -1,11 +1,11 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddrV4};
 use std::sync::Arc;
 
 use proximity_table::{
     Access, BackendKey, BackendTarget, BasicAuth, BasicUser, Change, Facts, ForwardAuth, Generation, Health,
-    HealthState, Lease, LeaseState, Ledger, ProxySettings, Rate, Redirect, Source, Timestamp, Touched, Vhost,
-    VhostLimits, VhostPath, VhostPolicy, World,
+    HealthState, Lease, LeaseState, Ledger, ProbeKey, ProxySettings, Question as Asked, Rate, Redirect,
+    Source, Timestamp, Touched, Vhost, VhostLimits, VhostPath, VhostPolicy, World,
 };
 
 use super::*;
@@ -57,7 +57,19 @@ impl Scene {
 
     fn probed(&mut self, app: &str, key: BackendKey, state: HealthState, reason: Option<&str>) {
         let health = Health { state, since: Timestamp(NOW.0 - 300), reason: reason.map(str::to_owned) };
-        self.apply(Change::Health(app.into(), key, Some(health)));
+        // Whatever the vhost asks.
+        let world = World::derive(self.facts.clone(), Generation(1));
+        let of_app = world.routes.values().filter(|route| *route.app == *app);
+        let asks = |service: &Service| service.candidates.iter().any(|one| one.key == key);
+        let mut questions: HashSet<Asked> = of_app
+            .flat_map(|route| route.services().filter(|service| asks(service)).map(Service::question))
+            .collect();
+        if questions.is_empty() {
+            questions.insert(Asked::default());
+        }
+        for question in questions {
+            self.apply(Change::Health(app.into(), ProbeKey { backend: key, question }, Some(health.clone())));
+        }
     }
 
     fn failed(&mut self, key: BackendKey, reason: Reason, is_past: bool) {

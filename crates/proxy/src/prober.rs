@@ -3,7 +3,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
-use proximity_table::{BackendKey, Health, HealthState, Timestamp, UpstreamKey, World};
+use proximity_table::{Health, HealthState, ProbeKey, Timestamp, UpstreamKey, World};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -20,8 +20,8 @@ const MOST_AT_ONCE: usize = 256;
 /// Comparing worlds may take this share of the time: after it took t, the next waits 20 t.
 const REST: u32 = 20;
 
-/// A backend came to another verdict; `None` when it is no longer probed.
-pub type HealthReport = (Arc<str>, BackendKey, Option<Health>);
+/// A backend of an app came to another verdict on what it is asked; `None` when it is asked no longer.
+pub type HealthReport = (Arc<str>, ProbeKey, Option<Health>);
 
 /// A probe that is over.
 #[derive(Clone, Debug, PartialEq, Eq)]

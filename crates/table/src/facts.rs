@@ -6,7 +6,7 @@ use imbl::{HashMap, OrdSet, Vector};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BackendKey, BackendTarget, Forward, Health, Intent, Label, Lease, Ledger, Mac, Name, Protocol, Record,
+    BackendTarget, Forward, Health, Intent, Label, Lease, Ledger, Mac, Name, ProbeKey, Protocol, Record,
     RecordType, Reservation, Source, Vhost, Wan, derive,
 };
 
@@ -15,7 +15,7 @@ use crate::{
 pub struct Facts {
     intent: Arc<Intent>,
     ledger: Ledger,
-    health: HashMap<(Arc<str>, BackendKey), Health>,
+    health: HashMap<(Arc<str>, ProbeKey), Health>,
     wan: Wan,
     /// Which vhosts claim a host name, follow an app, or point at an address: what a change touches.
     claims: HashMap<Name, OrdSet<Label>>,
@@ -53,8 +53,8 @@ pub enum Change {
     Forward(Source, Forward),
     /// A port forward is removed.
     RemoveForward(Protocol, u16),
-    /// A probe came to another verdict, or, with `None`, its backend is no longer probed.
-    Health(Arc<str>, BackendKey, Option<Health>),
+    /// A probe came to another verdict, or, with `None`, its backend is no longer asked so.
+    Health(Arc<str>, ProbeKey, Option<Health>),
     /// The outside link changed.
     Wan(Wan),
     /// The whole intent is replaced: a configuration was loaded.
@@ -109,13 +109,13 @@ impl Facts {
         self.left.contains(hostname)
     }
 
-    /// What the probes found of a backend of an app.
-    pub fn health(&self, app: &Arc<str>, key: BackendKey) -> Option<&Health> {
+    /// What the probes of an app found of a backend that they ask so.
+    pub fn health(&self, app: &Arc<str>, key: ProbeKey) -> Option<&Health> {
         self.health.get(&(app.clone(), key))
     }
 
     /// Everything that the probes found: app, backend and verdict.
-    pub fn verdicts(&self) -> impl Iterator<Item = (&Arc<str>, BackendKey, &Health)> {
+    pub fn verdicts(&self) -> impl Iterator<Item = (&Arc<str>, ProbeKey, &Health)> {
         self.health.iter().map(|((app, key), health)| (app, *key, health))
     }
 
@@ -157,7 +157,7 @@ impl Facts {
                     Some(health) => self.health.insert((app.clone(), key), health),
                     None => self.health.remove(&(app.clone(), key)),
                 };
-                touched.names.extend(derive::names_of_app(self, &app, key));
+                touched.names.extend(derive::names_of_app(self, &app, key.backend));
             }
             Change::Wan(wan) => {
                 self.wan = wan;

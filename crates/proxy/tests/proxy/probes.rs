@@ -206,7 +206,7 @@ fn an_h2c_backend_is_asked_by_http2() {
 }
 
 /// A backend over TLS with a certificate and its key.
-fn tls_backend(pem: &'static [u8]) -> SocketAddrV4 {
+pub fn tls_backend(pem: &'static [u8]) -> SocketAddrV4 {
     let chain = CertificateDer::pem_slice_iter(pem).map(Result::unwrap).collect();
     let key = PrivateKeyDer::from_pem_slice(pem).unwrap();
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
