@@ -444,6 +444,38 @@ fn limits_are_told_with_what_they_turned_away() {
 }
 
 #[test]
+fn an_app_whose_line_is_full_turns_visitors_away() {
+    let limits = VhostLimits { backend_connections: 1, queue: 2, ..VhostLimits::default() };
+    let policy = VhostPolicy { limits, ..VhostPolicy::default() };
+    let mut scene = Scene::of(with_policy(policy.clone()));
+    let load = |in_flight, waiting| BackendLoad { in_flight, waiting, ..loaded(Circuit::Closed) };
+    for (in_flight, waiting, verdict) in
+        [(1, 1, "ok"), (1, 2, "queue_full"), (0, 2, "queue_full"), (0, 0, "ok"), (9, 1, "ok")]
+    {
+        scene.loads.insert(key(5, 80), load(in_flight, waiting));
+        scene.ask(WIKI, "/", None).is(verdict);
+    }
+    scene.loads.insert(key(5, 80), load(1, 2));
+    assert_eq!(scene.ask(WIKI, "/", None).0.title, words(Reason::QueueFull).title);
+
+    // With another backend there is room, unless that is full too or paused.
+    let two = vec![BackendTarget::Address(addr(5, 80)), BackendTarget::Address(addr(6, 80))];
+    let shared = policy.shared();
+    scene.apply(Change::Vhost(Source::Api, Arc::new(Vhost { policy: shared.clone(), ..vhost(two) })));
+    scene.ask(WIKI, "/", None).is("ok");
+    scene.loads.insert(key(6, 80), load(1, 0));
+    scene.ask(WIKI, "/", None).is("ok");
+    let open = Circuit::Open { until_ms: 1 };
+    scene.loads.insert(key(6, 80), loaded(open));
+    scene.ask(WIKI, "/", None).is("queue_full");
+    // Where all are paused each is asked, so one with room will do.
+    scene.loads.insert(key(5, 80), BackendLoad { circuit: open, ..load(1, 2) });
+    scene.ask(WIKI, "/", None).is("ok");
+    scene.loads.insert(key(6, 80), BackendLoad { circuit: open, ..load(1, 2) });
+    scene.ask(WIKI, "/", None).is("queue_full");
+}
+
+#[test]
 fn circuits_are_told_by_whether_there_is_another_backend() {
     let mut scene = Scene::of(fixed());
     let open = Circuit::Open { until_ms: 1 };
