@@ -24,11 +24,11 @@ pub struct Facts {
     /// Vhosts that ask for what nobody else claims.
     defaults: OrdSet<Label>,
     /// Host names whose last lease was taken away, the latest last.
-    left: Vector<Label>,
+    released: Vector<Label>,
 }
 
 /// Host names that are remembered after their last lease.
-const MOST_LEFT: usize = 256;
+const MOST_RELEASED: usize = 256;
 
 /// One change of the facts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -82,7 +82,7 @@ impl Facts {
             followers: HashMap::new(),
             pointers: HashMap::new(),
             defaults: OrdSet::new(),
-            left: Vector::new(),
+            released: Vector::new(),
         };
         facts.index_all();
         facts
@@ -105,8 +105,8 @@ impl Facts {
 
     /// Whether a host name had a lease that was taken away, or that another one took the place of, and has none since.
     /// Of very many the latest are known, and none of before the start of the process.
-    pub fn has_left(&self, hostname: &Label) -> bool {
-        self.left.contains(hostname)
+    pub fn was_released(&self, hostname: &Label) -> bool {
+        self.released.contains(hostname)
     }
 
     /// What the probes of an app found of a backend that they ask so.
@@ -131,14 +131,14 @@ impl Facts {
                     held.into_iter().chain(there).chain([Arc::new(lease.clone())]).collect();
                 leases.iter().for_each(|lease| self.touch_lease(lease, touched));
                 let gone = self.ledger.put(lease);
-                gone.iter().for_each(|lease| self.note_left(lease));
+                gone.iter().for_each(|lease| self.note_released(lease));
                 leases.iter().for_each(|lease| self.touch_lease(lease, touched));
             }
             Change::ForgetLease(ip) => {
                 if let Some(lease) = self.ledger.at(ip).cloned() {
                     self.touch_lease(&lease, touched);
                     self.ledger.remove(ip);
-                    self.note_left(&lease);
+                    self.note_released(&lease);
                     self.touch_lease(&lease, touched);
                 }
             }
@@ -214,15 +214,15 @@ impl Facts {
         Arc::make_mut(&mut self.intent)
     }
 
-    fn note_left(&mut self, lease: &Lease) {
+    fn note_released(&mut self, lease: &Lease) {
         let Some(hostname) = &lease.hostname else { return };
         if self.ledger.of_hostname(&lease.network, hostname).next().is_some() {
             return;
         }
-        self.left.retain(|name| name != hostname);
-        self.left.push_back(hostname.clone());
-        if self.left.len() > MOST_LEFT {
-            self.left.pop_front();
+        self.released.retain(|name| name != hostname);
+        self.released.push_back(hostname.clone());
+        if self.released.len() > MOST_RELEASED {
+            self.released.pop_front();
         }
     }
 
