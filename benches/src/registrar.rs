@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use proximity_proxy::Snapshot;
 use proximity_store::Store;
-use proximity_table::{BackendKey, Change, Generation, Health, Source, Touched, Vhost};
+use proximity_table::{Change, Generation, Health, ProbeKey, Source, Touched, Vhost};
 use tokio::sync::{mpsc, watch};
 
 use crate::error::BenchError;
@@ -24,7 +24,7 @@ pub struct Registrar {
 }
 
 enum Command {
-    Health(Arc<str>, BackendKey, Option<Health>),
+    Health(Arc<str>, ProbeKey, Option<Health>),
     Vhost(Arc<Vhost>, Sender<Result<Instant, BenchError>>),
 }
 

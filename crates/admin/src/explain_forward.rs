@@ -5,7 +5,7 @@ use proximity_table::{
     StreamPolicy, Timestamp, World,
 };
 
-use crate::{ExplainView, ForwardFigures, LastDial, StepView, TargetFigures};
+use crate::{DialFailure, ExplainView, ForwardFigures, LastDial, StepView, TargetFigures};
 
 /// Explains a forwarded port.
 pub fn explain_forward(
@@ -131,8 +131,8 @@ fn figures_of(
 /// The word and the words of what the last connection met, if it failed.
 fn dial_failure(target: &TargetFigures) -> Option<(&'static str, &'static str)> {
     match target.last {
-        LastDial::Failed(reason, met, _) => Some((reason, met)),
-        LastDial::Unknown | LastDial::Taken(_) => None,
+        LastDial::Failed(failure) => Some((failure.reason, failure.met)),
+        LastDial::Unknown | LastDial::Taken { .. } => None,
     }
 }
 
@@ -179,11 +179,11 @@ fn target_step(
         says.push_str(&format!(", {} open now", known.open));
     }
     match known.last {
-        LastDial::Unknown | LastDial::Taken(None) => {}
-        LastDial::Taken(Some((met, ago))) => {
+        LastDial::Unknown | LastDial::Taken { failed_before: None } => {}
+        LastDial::Taken { failed_before: Some(DialFailure { met, ago, .. }) } => {
             says.push_str(&format!("; {} it {met}, and it has answered since", before(ago)));
         }
-        LastDial::Failed(_, met, ago) => {
+        LastDial::Failed(DialFailure { met, ago, .. }) => {
             ok = false;
             says.push_str(&format!("; it {met} {}, when it was last asked", before(ago)));
         }
@@ -195,8 +195,8 @@ fn target_step(
     StepView::new("target", ok, says)
 }
 
-fn before(seconds: u64) -> String {
-    if seconds < 2 { "just now".to_owned() } else { format!("{} ago", Span(seconds)) }
+fn before(ago: Span) -> String {
+    if ago < Span(2) { "just now".to_owned() } else { format!("{ago} ago") }
 }
 
 fn checks(backend: &Backend, now: Timestamp) -> String {
@@ -253,7 +253,8 @@ fn in_words(forward: &Forward) -> String {
 #[cfg(test)]
 mod tests {
     use proximity_table::{
-        Change, Facts, Generation, Health, HealthPolicy, Lease, LeaseState, Ledger, Mac, Source, Touched,
+        Change, Facts, Generation, Health, HealthPolicy, Lease, LeaseState, Ledger, Mac, ProbeKey, Question,
+        Source, Touched,
     };
 
     use super::*;
@@ -280,6 +281,7 @@ mod tests {
             let key = BackendKey { addr: "10.20.0.101:22".parse().unwrap(), epoch: 7 };
             let reason = (state != HealthState::Healthy).then(|| "no connection within 5 s".to_owned());
             let health = Health { state, since: Timestamp(NOW.0 - 600), reason };
+            let key = ProbeKey { backend: key, question: Question::plain(forward.health.as_deref()) };
             apply(Change::Health(forward.health_name(), key, Some(health)));
         }
         apply(Change::Forward(Source::Api, forward));
@@ -303,6 +305,12 @@ mod tests {
         (view.verdict, view.steps.iter().map(line).collect())
     }
 
+    const TAKEN: LastDial = LastDial::Taken { failed_before: None };
+
+    fn refused(ago: u64) -> DialFailure {
+        DialFailure { reason: "backend_refused", met: "did not accept a connection", ago: Span(ago) }
+    }
+
     fn busy(open: u64, last: LastDial) -> ForwardFigures {
         let target = TargetFigures { open, circuit: Some("closed"), last };
         let counted_since = Some(Timestamp(NOW.0 - 7200));
@@ -314,7 +322,7 @@ mod tests {
         use HealthState::{Healthy, Unhealthy};
         let bound = Some(LeaseState::Bound);
         let none = ForwardFigures::default();
-        let refused = LastDial::Failed("backend_refused", "did not accept a connection", 180);
+        let refused = LastDial::Failed(refused(180));
         let is = |world: &World, figures: &ForwardFigures, verdict: &str, line: &str| {
             let (found, lines) = told(world, &proxied(), figures);
             assert!(found == verdict && lines.iter().any(|told| told.contains(line)), "{found}: {lines:#?}");
@@ -322,17 +330,17 @@ mod tests {
         let well = world(proxied(), bound, Some(Healthy));
         is(
             &well,
-            &busy(3, LastDial::Taken(None)),
+            &busy(3, TAKEN),
             "ok",
             "gitea (10.20.0.101:22) gets it, 3 open now; it passes its health checks",
         );
         is(
             &well,
-            &busy(3, LastDial::Taken(None)),
+            &busy(3, TAKEN),
             "ok",
             "3 of at most 9 connections are open; 12 came in the last 2 h, since this process forwards the port",
         );
-        is(&well, &busy(9, LastDial::Taken(None)), "connection_limit", "! connections 9 of at most 9");
+        is(&well, &busy(9, TAKEN), "connection_limit", "! connections 9 of at most 9");
         is(
             &well,
             &busy(0, refused),
@@ -355,7 +363,7 @@ mod tests {
             "`gitea` is not on the network",
         );
         is(&world(proxied(), None, None), &none, "stopped", "no container is called `gitea`");
-        let mut figures = busy(1, LastDial::Taken(None));
+        let mut figures = busy(1, TAKEN);
         figures.stopped = vec![Stopped { reason: "loop", says: "it came back", count: 2 }];
         is(&well, &figures, "ok", "connections 2 were refused or cut because it came back");
     }
@@ -365,12 +373,11 @@ mod tests {
     fn a_dead_target_is_no_port_that_is_forwarded() {
         use HealthState::{Healthy, Unproven};
         let (bound, forward) = (Some(LeaseState::Bound), proxied());
-        let met = "did not accept a connection";
-        let failed = LastDial::Failed("backend_refused", met, 0);
+        let failed = LastDial::Failed(refused(0));
         let unprobed = Forward { health: None, ..forward.clone() };
         let plain = world(unprobed.clone(), bound, None);
         assert_eq!(told(&plain, &unprobed, &busy(0, failed)).0, "backend_refused", "without probes");
-        let back = told(&plain, &unprobed, &busy(0, LastDial::Taken(Some((met, 60)))));
+        let back = told(&plain, &unprobed, &busy(0, LastDial::Taken { failed_before: Some(refused(60)) }));
         assert_eq!(back.0, "ok");
         assert!(back.1.iter().any(|line| line.contains("; 60 s ago it did not accept")), "{:?}", back.1);
         // Nobody connected yet, and its probes fail since it was made.
@@ -385,7 +392,7 @@ mod tests {
         let mut both = forward;
         both.more = vec![BackendTarget::Address("10.20.0.9:22".parse().unwrap())];
         let table = world(both.clone(), bound, Some(Healthy));
-        let mut figures = busy(0, LastDial::Taken(None));
+        let mut figures = busy(0, TAKEN);
         figures.targets.push(TargetFigures { last: failed, ..TargetFigures::default() });
         assert_eq!(told(&table, &both, &figures).0, "ok");
         figures.targets.swap(0, 1);

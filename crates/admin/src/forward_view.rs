@@ -2,7 +2,7 @@
 //! written.
 
 use proximity_table::{
-    Backend, Forward, Label, Protocol, ResolvedForward, Source, StreamPolicy, Timestamp, World,
+    Backend, Forward, Label, Protocol, ResolvedForward, Source, Span, StreamPolicy, Timestamp, World,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -96,11 +96,24 @@ pub enum LastDial {
     /// Nobody did, as far as is known.
     #[default]
     Unknown,
-    /// It took the connection; before that it may have failed: what it did then, such as "did not accept a
-    /// connection", and how many seconds ago.
-    Taken(Option<(&'static str, u64)>),
-    /// It did this instead, so many seconds ago; the first is the word of the reason.
-    Failed(&'static str, &'static str, u64),
+    /// It took the connection.
+    Taken {
+        /// What failed before that, if anything did.
+        failed_before: Option<DialFailure>,
+    },
+    /// It did not.
+    Failed(DialFailure),
+}
+
+/// A connection to a target that came to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DialFailure {
+    /// The word of the reason.
+    pub reason: &'static str,
+    /// What the target did, such as "did not accept a connection".
+    pub met: &'static str,
+    /// How long ago.
+    pub ago: Span,
 }
 
 /// Connections or datagrams that were refused or cut for one reason.
@@ -237,8 +250,8 @@ fn settings(forward: &Forward) -> Map<String, Value> {
 #[cfg(test)]
 mod tests {
     use proximity_table::{
-        BackendTarget, Change, Facts, Generation, Health, HealthPolicy, HealthState, Ledger, Protocol,
-        Touched,
+        BackendTarget, Change, Facts, Generation, Health, HealthPolicy, HealthState, Ledger, ProbeKey,
+        Protocol, Question, Touched,
     };
 
     use super::*;
@@ -252,6 +265,7 @@ mod tests {
             apply(Change::Forward(Source::Api, forward.clone()));
         }
         let key = proximity_table::BackendKey { addr: "10.20.0.9:22".parse().unwrap(), epoch: 0 };
+        let key = ProbeKey { backend: key, question: Question::plain(forwards[0].health.as_deref()) };
         let health =
             Health { state: HealthState::Unhealthy, since: Timestamp(0), reason: Some("refused".into()) };
         apply(Change::Health("tcp/2222".into(), key, Some(health)));

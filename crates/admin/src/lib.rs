@@ -37,7 +37,9 @@ use proximity_table::{
 pub use auth::Token;
 pub use dns_view::{AnsweredRecord, DnsAnswerView, FlushInput, Flushed, QuestionInput, UpstreamView};
 pub use explain::{ExplainView, Said, StepView, Subject};
-pub use forward_view::{ForwardFigures, ForwardTargetView, ForwardView, LastDial, Stopped, TargetFigures};
+pub use forward_view::{
+    DialFailure, ForwardFigures, ForwardTargetView, ForwardView, LastDial, Stopped, TargetFigures,
+};
 pub use metrics::{Family, MetricKind, MetricsText};
 pub use objects::{RecordInput, ReservationInput, UpgradeInput};
 pub use problem::{Flaw, Problem};

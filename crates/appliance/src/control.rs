@@ -9,16 +9,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use hyper::StatusCode;
 use proximity_admin::{
-    Appliance, CircuitView, DnsAnswerView, Edit, ForwardFigures, LastDial, LoadView, Problem, Reloaded, Said,
-    ServiceVerb, ServiceView, Status, StepView, Stopped, TargetFigures, Upgraded, UpstreamView,
+    Appliance, CircuitView, DialFailure, DnsAnswerView, Edit, ForwardFigures, LastDial, LoadView, Problem,
+    Reloaded, Said, ServiceVerb, ServiceView, Status, StepView, Stopped, TargetFigures, Upgraded,
+    UpstreamView,
 };
 use proximity_config::{Config, Waiting};
 use proximity_dhcp::Stats;
 use proximity_dns::Forwarder;
 use proximity_proxy::{BackendLoad, Condition, Explanation, Question, Reason, StreamPort, StreamReason};
 use proximity_table::{
-    App, AppState, Backend, Generation, HealthState, Name, ResolvedForward, Route, Timestamp, UpstreamKey,
-    Verdict, VhostPolicy, World,
+    App, AppState, Backend, Generation, HealthState, Name, ResolvedForward, Route, Span, Timestamp,
+    UpstreamKey, Verdict, VhostPolicy, World,
 };
 use tokio::sync::mpsc;
 
@@ -503,12 +504,16 @@ fn keys(waiting: &[Waiting]) -> Vec<String> {
 fn target_figures(load: &BackendLoad) -> TargetFigures {
     let last = match load.last_failure {
         _ if !load.is_known => LastDial::Unknown,
-        None => LastDial::Taken(None),
+        None => LastDial::Taken { failed_before: None },
         Some(last) => {
-            let (met, ago) = (proximity_proxy::met(last.reason), last.ago_ms / 1000);
+            let failure = DialFailure {
+                reason: last.reason.as_str(),
+                met: proximity_proxy::met(last.reason),
+                ago: Span(last.ago_ms / 1000),
+            };
             match last.is_past {
-                true => LastDial::Taken(Some((met, ago))),
-                false => LastDial::Failed(last.reason.as_str(), met, ago),
+                true => LastDial::Taken { failed_before: Some(failure) },
+                false => LastDial::Failed(failure),
             }
         }
     };

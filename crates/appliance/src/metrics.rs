@@ -7,7 +7,7 @@ use proximity_admin::{Appliance, ForwardFigures, MetricKind, MetricsText};
 use proximity_dhcp::Drop;
 use proximity_dns::DnsSnapshot;
 use proximity_proxy::{AccessLogCounts, AppTotals, BackendLoad, Circuit, Reason, Totals};
-use proximity_table::{AppState, HealthState, ResolvedForward, UpstreamKey, Verdict, World};
+use proximity_table::{AppState, ResolvedForward, UpstreamKey, Verdict, World};
 
 use crate::control::Control;
 use crate::{forwarding, log};
@@ -144,38 +144,61 @@ fn by_app(page: &mut MetricsText, apps: &[(Arc<str>, AppTotals)], others: &AppTo
     all().for_each(|(app, totals)| sent.sample(&[("app", app)], totals.sent));
 }
 
+/// What is known of one address of an app, however it is spoken to.
+struct BackendRow {
+    upstreams: Vec<UpstreamKey>,
+    is_healthy: bool,
+}
+
+/// An address that an app speaks to in several ways (a path by HTTPS) is one series: counts are summed, and it is well
+/// only if it is in every way.
 fn by_backend(page: &mut MetricsText, world: &World, loads: &HashMap<UpstreamKey, BackendLoad>) {
-    let mut known: BTreeMap<(&str, String), (UpstreamKey, HealthState)> = BTreeMap::new();
+    let mut known: BTreeMap<(&str, String), BackendRow> = BTreeMap::new();
     for route in world.routes.values() {
         for (upstream, backend) in route.upstreams() {
-            known.insert((&route.app, backend.key.addr.to_string()), (upstream, backend.state()));
+            let row = known
+                .entry((&route.app, backend.key.addr.to_string()))
+                .or_insert_with(|| BackendRow { upstreams: Vec::new(), is_healthy: true });
+            row.is_healthy &= backend.is_healthy();
+            if !row.upstreams.contains(&upstream) {
+                row.upstreams.push(upstream);
+            }
         }
     }
-    let help = "Whether the last probes of a backend passed.";
+    let help = "Whether the last probes of a backend passed, all of them where it is asked in several ways.";
     let mut healthy = page.family("proximity_backend_healthy", Gauge, help);
-    for ((app, backend), (_, state)) in &known {
-        let is_healthy = u8::from(*state == HealthState::Healthy);
-        healthy.sample(&[("app", app), ("backend", backend)], is_healthy);
+    for ((app, backend), row) in &known {
+        healthy.sample(&[("app", app), ("backend", backend)], u8::from(row.is_healthy));
     }
     // Those that got requests.
-    let loads: Vec<(&str, &str, &BackendLoad)> = known
+    let loads: Vec<(&str, &str, Vec<&BackendLoad>)> = known
         .iter()
-        .filter_map(|((app, backend), (key, _))| Some((*app, backend.as_str(), loads.get(key)?)))
+        .map(|((app, backend), row)| {
+            let loads = row.upstreams.iter().filter_map(|upstream| loads.get(upstream)).collect();
+            (*app, backend.as_str(), loads)
+        })
+        .filter(|(.., loads): &(_, _, Vec<_>)| !loads.is_empty())
         .collect();
-    let mut each = |name, kind, help, value: fn(&BackendLoad) -> u32| {
+    let mut each = |name, kind, help, value: fn(&[&BackendLoad]) -> u64| {
         let mut family = page.family(name, kind, help);
-        for (app, backend, load) in &loads {
-            family.sample(&[("app", app), ("backend", backend)], value(load));
+        for (app, backend, loads) in &loads {
+            family.sample(&[("app", app), ("backend", backend)], value(loads));
         }
     };
     let help = "Requests that a backend works on.";
-    each("proximity_backend_requests_in_flight", Gauge, help, |load| load.in_flight);
+    each("proximity_backend_requests_in_flight", Gauge, help, |loads| sum(loads, |load| load.in_flight));
     let help = "Requests that wait for a backend.";
-    each("proximity_backend_requests_waiting", Gauge, help, |load| load.waiting);
+    each("proximity_backend_requests_waiting", Gauge, help, |loads| sum(loads, |load| load.waiting));
     let help = "Whether a backend is left alone for its failures, or tried again after that.";
-    each("proximity_backend_paused", Gauge, help, |load| u32::from(load.circuit != Circuit::Closed));
+    each("proximity_backend_paused", Gauge, help, |loads| {
+        u64::from(loads.iter().any(|load| load.circuit != Circuit::Closed))
+    });
     let help = "How often a backend was left alone for its failures.";
-    each("proximity_backend_pauses_total", Counter, help, |load| load.pauses);
+    each("proximity_backend_pauses_total", Counter, help, |loads| sum(loads, |load| load.pauses));
+}
+
+fn sum(loads: &[&BackendLoad], value: fn(&BackendLoad) -> u32) -> u64 {
+    loads.iter().map(|load| u64::from(value(load))).sum()
 }
 
 /// Of ports that the kernel forwards only the health is known.
@@ -258,8 +281,9 @@ mod tests {
     use proximity_config::Config;
     use proximity_proxy::AppCounters;
     use proximity_table::{
-        BackendKey, BackendTarget, Change, Facts, Forward, Generation, Health, Lease, LeaseState, Ledger,
-        Mac, Protocol, Source, Timestamp, Touched, Vhost,
+        BackendKey, BackendProtocol, BackendTarget, BackendTls, Change, Facts, Forward, Generation, Health,
+        HealthPolicy, HealthState, Lease, LeaseState, Ledger, Mac, ProbeKey, Protocol, Source, Timestamp,
+        Touched, Vhost, VhostPath,
     };
 
     use super::*;
@@ -350,9 +374,10 @@ mod tests {
         let mut wiki = Vhost::new("wiki".parse().unwrap(), "wiki.prox.local".parse().unwrap(), targets);
         wiki.aliases = vec!["alias.prox.local".parse().unwrap()];
         let health = Health { state: HealthState::Healthy, since: Timestamp(1), reason: None };
-        for change in
-            [Change::Vhost(Source::Api, wiki.into()), Change::Health("wiki".into(), key(80), Some(health))]
-        {
+        for change in [
+            Change::Vhost(Source::Api, wiki.into()),
+            Change::Health("wiki".into(), ProbeKey::plain(key(80)), Some(health)),
+        ] {
             facts.apply(change, &mut Touched::default());
         }
         let world = World::derive(facts, Generation(1));
@@ -379,6 +404,58 @@ mod tests {
             has(&page, line);
         }
         assert_eq!(page.lines().filter(|line| !line.starts_with('#')).count(), 6, "{page}");
+    }
+
+    #[test]
+    fn an_address_that_is_spoken_to_in_two_ways_is_one_series() {
+        let key = BackendKey { addr: SocketAddrV4::new([10, 20, 0, 5].into(), 443), epoch: 0 };
+        let target = vec![BackendTarget::Address(key.addr)];
+        let mut wiki =
+            Vhost::new("wiki".parse().unwrap(), "wiki.prox.local".parse().unwrap(), target.clone());
+        wiki.paths = vec![VhostPath {
+            prefix: "/s".to_owned(),
+            strip: false,
+            backends: target,
+            protocol: BackendProtocol::Https,
+            tls: BackendTls::default(),
+            health: HealthPolicy::default(),
+            redirect: None,
+        }];
+        let mut facts = Facts::new(Config::default().intent, Ledger::default());
+        facts.apply(Change::Vhost(Source::Api, wiki.into()), &mut Touched::default());
+        let world = World::derive(facts.clone(), Generation(1));
+        let services: Vec<_> = world.routes["wiki.prox.local"].services().cloned().collect();
+        let load = |in_flight, circuit| BackendLoad {
+            in_flight,
+            waiting: 1,
+            failures: 3,
+            pauses: 4,
+            circuit,
+            last_failure: None,
+            is_known: true,
+            usable_for_ms: 0,
+        };
+        let open = Circuit::Open { until_ms: 9 };
+        let loads: HashMap<_, _> = services
+            .iter()
+            .zip([load(2, open), load(5, Circuit::Closed)])
+            .map(|(service, load)| (service.upstream(key), load))
+            .collect();
+        assert_eq!(loads.len(), 2);
+        // First one of them is well, then both are.
+        for (service, is_healthy) in services.iter().zip([0, 1]) {
+            let health = Health { state: HealthState::Healthy, since: Timestamp(1), reason: None };
+            let probe = ProbeKey { backend: key, question: service.question() };
+            facts.apply(Change::Health("wiki".into(), probe, Some(health)), &mut Touched::default());
+            let page = with(|page| by_backend(page, &World::derive(facts.clone(), Generation(1)), &loads));
+            let labels = r#"{app="wiki",backend="10.20.0.5:443"}"#;
+            has(&page, &format!("proximity_backend_healthy{labels} {is_healthy}"));
+            has(&page, &format!("proximity_backend_requests_in_flight{labels} 7"));
+            has(&page, &format!("proximity_backend_requests_waiting{labels} 2"));
+            has(&page, &format!("proximity_backend_paused{labels} 1"));
+            has(&page, &format!("proximity_backend_pauses_total{labels} 8"));
+            assert_eq!(page.lines().filter(|line| !line.starts_with('#')).count(), 5, "{page}");
+        }
     }
 
     #[test]

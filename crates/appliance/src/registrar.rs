@@ -13,7 +13,7 @@ use proximity_admin::{Edit, Problem};
 use proximity_dhcp::{Answer, Drop, Reply, Request, Server, Stats};
 use proximity_store::{State, Store, StoreError};
 use proximity_table::{
-    BackendKey, Change, Facts, Generation, Health, Intent, Lease, LeaseState, Ledger, ResolvedForward,
+    Change, Facts, Generation, Health, Intent, Lease, LeaseState, Ledger, ProbeKey, ResolvedForward,
     Timestamp, Touched, Wan, World,
 };
 use tokio::sync::{oneshot, watch};
@@ -67,7 +67,7 @@ pub enum Command {
     /// A change by the admin API.
     Edit(Edit, oneshot::Sender<Result<Generation, Problem>>),
     /// A probe changed its verdict.
-    Health(Arc<str>, BackendKey, Option<Health>),
+    Health(Arc<str>, ProbeKey, Option<Health>),
     /// The outside link changed.
     Wan(Wan, oneshot::Sender<()>),
     /// A configuration was read.
@@ -98,7 +98,7 @@ pub struct Beginning<'a> {
     /// The outside link.
     pub wan: Wan,
     /// What another process' probes found.
-    pub verdicts: Vec<(Arc<str>, BackendKey, Health)>,
+    pub verdicts: Vec<(Arc<str>, ProbeKey, Health)>,
     /// The firewall.
     pub kernel: Kernel,
     /// DHCP counters.
@@ -368,7 +368,7 @@ impl Writer {
                         "health",
                         health.state.as_str(),
                         app = app,
-                        backend = key.addr,
+                        backend = key.backend.addr,
                         reason = reason
                     );
                 }
@@ -536,7 +536,7 @@ fn facts(
     file: &Intent,
     leases: Vec<Lease>,
     wan: Wan,
-    verdicts: Vec<(Arc<str>, BackendKey, Health)>,
+    verdicts: Vec<(Arc<str>, ProbeKey, Health)>,
 ) -> Facts {
     let mut facts = Facts::new(objects.merge(file), Ledger::of(leases));
     let mut apply = |change| facts.apply(change, &mut Touched::default());

@@ -13,104 +13,162 @@ use crate::waiting::overlap;
 use crate::{Config, Report};
 
 pub fn all(config: &Config, places: Places<'_>, report: &Report) {
-    let intent = &config.intent;
-    let add =
-        |at: Option<Range<usize>>, message: String, hint: &str| report.add(at, message, hint.to_owned());
-    let of_vhost = |app: &str, keys: &[&str]| places.of("vhost", |vhost| says(vhost, "app_name", app), keys);
-    let on_wan = |network: &Arc<Network>| network.interface == intent.wan_interface;
-    if let Some(at) = intent.networks.iter().position(on_wan) {
-        let network = &intent.networks[at];
-        let message = format!("network `{}` and the WAN both use {}", network.name, network.interface);
-        let place = places.nth("network", at, &["interface"]).or_else(|| places.key("wan", "interface"));
-        add(
-            place,
-            message,
-            "give the app network its own interface; with one interface, add a second NIC to the LXC",
-        );
+    let check = Check { config, places, report };
+    check.networks();
+    check.vhosts();
+    check.records();
+    check.forwards();
+    check.listens();
+}
+
+/// A configuration, and where its problems are told.
+struct Check<'a> {
+    config: &'a Config,
+    places: Places<'a>,
+    report: &'a Report,
+}
+
+impl Check<'_> {
+    fn add(&self, at: Option<Range<usize>>, message: String, hint: &str) {
+        self.report.add(at, message, hint.to_owned());
     }
-    let mut claims: BTreeMap<&Name, &str> = BTreeMap::new();
-    for (_, vhost) in intent.vhosts.values() {
-        for name in vhost.names() {
-            if let Some(other) = claims.insert(name, vhost.app_name.as_str()) {
-                let message = format!("{name} is claimed by the vhosts `{other}` and `{}`", vhost.app_name);
-                let key = if vhost.hostname == *name { "hostname" } else { "aliases" };
-                add(of_vhost(vhost.app_name.as_str(), &[key]), message, "give each host name to one vhost");
-            }
-        }
+
+    fn of_vhost(&self, app: &str, keys: &[&str]) -> Option<Range<usize>> {
+        self.places.of("vhost", |vhost| says(vhost, "app_name", app), keys)
     }
-    let mut defaults = intent.vhosts.values().filter(|(_, vhost)| vhost.default);
-    if let (Some((_, first)), Some((_, second))) = (defaults.next(), defaults.next()) {
-        let message = format!("the vhosts `{}` and `{}` are both default", first.app_name, second.app_name);
-        let place = of_vhost(second.app_name.as_str(), &["default"]);
-        add(place, message, "write default = true in one of them");
-    }
-    for ((name, rtype), (_, records)) in &intent.records {
-        let place = || {
-            let is_name = |text: &str| Name::relative(text, &intent.domain).is_ok_and(|own| own == *name);
-            let named =
-                |record: &dyn TableLike| record.get("name").and_then(Item::as_str).is_some_and(is_name);
-            let is_meant = |record: &dyn TableLike| named(record) && says(record, "type", &rtype.to_string());
-            places.of("dns.record", is_meant, &["name"])
-        };
-        if !intent.serves(name) {
-            let message = format!("the record {name} {rtype} lies in no zone of the appliance");
-            add(place(), message, "use a name below a domain or in the reverse zone of an app network");
-        }
-        if *rtype == proximity_table::RecordType::CNAME {
-            let others = intent.records.keys().filter(|(other, _)| other == name).count();
-            if others > 1 || records.len() > 1 {
-                add(
-                    place(),
-                    format!("{name} has a CNAME beside other records"),
-                    "RFC 1034 §3.6.2: keep the CNAME alone",
-                );
-            }
-        }
-    }
-    for circle in intent.circles(&config.wan_addresses()) {
-        let text = circle.to_string();
-        let (message, hint) = text.rsplit_once(": ").unwrap_or((&text, "lead it elsewhere"));
-        add(of_vhost(circle.vhost(), &[]), message.to_owned(), hint);
-    }
-    for (_, forward) in intent.forwards.values() {
-        if let Some(conflict) = intent.forward_conflict(forward) {
-            let message =
-                format!("{} port {} cannot be forwarded: {conflict}", forward.protocol, forward.port);
-            let is_meant = |table: &dyn TableLike| {
-                let protocol = table.get("protocol").and_then(Item::as_str).unwrap_or("tcp");
-                protocol == forward.protocol.as_str() && says(table, "port", &forward.port.to_string())
-            };
-            let key =
-                if intent.own_ports.contains(&(forward.protocol, forward.port)) { "port" } else { "to" };
-            let place = places.of("forward", is_meant, &[key]);
-            add(place, message, "choose another port, and an app or its address as the target");
-        }
-    }
-    if config.dns.enabled && config.dns.upstream.is_empty() {
-        add(
-            places.key("dns", "upstream"),
-            "dns.upstream is empty".to_owned(),
-            "name at least one server such as \"8.8.8.8\"",
-        );
-    }
-    if config.dns.enabled {
-        for (message, hint) in config.dns.upstream_trouble(&dns_listens(config)) {
-            add(places.key("dns", "upstream"), message, hint);
-        }
-    }
-    for (enabled, key, listen) in [
-        (config.proxy.enabled, "proxy.listen", &config.proxy.listen),
-        (config.admin.enabled, "admin.listen", &config.admin.listen),
-    ] {
-        if enabled && listen.is_empty() {
-            add(
-                listen_of(places, key),
-                format!("{key} is empty"),
-                "name an address, or write enabled = false",
+
+    /// Networks on the interface of the WAN.
+    fn networks(&self) {
+        let intent = &self.config.intent;
+        let on_wan = |network: &Arc<Network>| network.interface == intent.wan_interface;
+        if let Some(at) = intent.networks.iter().position(on_wan) {
+            let network = &intent.networks[at];
+            let message = format!("network `{}` and the WAN both use {}", network.name, network.interface);
+            let place = self
+                .places
+                .nth("network", at, &["interface"])
+                .or_else(|| self.places.key("wan", "interface"));
+            self.add(
+                place,
+                message,
+                "give the app network its own interface; with one interface, add a second NIC to the LXC",
             );
         }
     }
-    listens(config, &|key, message, hint| add(listen_of(places, key), message, hint));
+
+    /// Host names and the default place that two vhosts want, and vhosts that lead to themselves.
+    fn vhosts(&self) {
+        let intent = &self.config.intent;
+        let mut claims: BTreeMap<&Name, &str> = BTreeMap::new();
+        for (_, vhost) in intent.vhosts.values() {
+            for name in vhost.names() {
+                if let Some(other) = claims.insert(name, vhost.app_name.as_str()) {
+                    let message =
+                        format!("{name} is claimed by the vhosts `{other}` and `{}`", vhost.app_name);
+                    let key = if vhost.hostname == *name { "hostname" } else { "aliases" };
+                    self.add(
+                        self.of_vhost(vhost.app_name.as_str(), &[key]),
+                        message,
+                        "give each host name to one vhost",
+                    );
+                }
+            }
+        }
+        let mut defaults = intent.vhosts.values().filter(|(_, vhost)| vhost.default);
+        if let (Some((_, first)), Some((_, second))) = (defaults.next(), defaults.next()) {
+            let message =
+                format!("the vhosts `{}` and `{}` are both default", first.app_name, second.app_name);
+            let place = self.of_vhost(second.app_name.as_str(), &["default"]);
+            self.add(place, message, "write default = true in one of them");
+        }
+        for circle in intent.circles(&self.config.wan_addresses()) {
+            let text = circle.to_string();
+            let (message, hint) = text.rsplit_once(": ").unwrap_or((&text, "lead it elsewhere"));
+            self.add(self.of_vhost(circle.vhost(), &[]), message.to_owned(), hint);
+        }
+    }
+
+    /// Records that nobody could be answered with.
+    fn records(&self) {
+        let intent = &self.config.intent;
+        for ((name, rtype), (_, records)) in &intent.records {
+            let place = || {
+                let is_name = |text: &str| Name::relative(text, &intent.domain).is_ok_and(|own| own == *name);
+                let named =
+                    |record: &dyn TableLike| record.get("name").and_then(Item::as_str).is_some_and(is_name);
+                let is_meant =
+                    |record: &dyn TableLike| named(record) && says(record, "type", &rtype.to_string());
+                self.places.of("dns.record", is_meant, &["name"])
+            };
+            if !intent.serves(name) {
+                let message = format!("the record {name} {rtype} lies in no zone of the appliance");
+                self.add(
+                    place(),
+                    message,
+                    "use a name below a domain or in the reverse zone of an app network",
+                );
+            }
+            if *rtype == proximity_table::RecordType::CNAME {
+                let others = intent.records.keys().filter(|(other, _)| other == name).count();
+                if others > 1 || records.len() > 1 {
+                    self.add(
+                        place(),
+                        format!("{name} has a CNAME beside other records"),
+                        "RFC 1034 §3.6.2: keep the CNAME alone",
+                    );
+                }
+            }
+        }
+    }
+
+    /// Ports that cannot be forwarded.
+    fn forwards(&self) {
+        let intent = &self.config.intent;
+        for (_, forward) in intent.forwards.values() {
+            if let Some(conflict) = intent.forward_conflict(forward) {
+                let message =
+                    format!("{} port {} cannot be forwarded: {conflict}", forward.protocol, forward.port);
+                let is_meant = |table: &dyn TableLike| {
+                    let protocol = table.get("protocol").and_then(Item::as_str).unwrap_or("tcp");
+                    protocol == forward.protocol.as_str() && says(table, "port", &forward.port.to_string())
+                };
+                let key =
+                    if intent.own_ports.contains(&(forward.protocol, forward.port)) { "port" } else { "to" };
+                let place = self.places.of("forward", is_meant, &[key]);
+                self.add(place, message, "choose another port, and an app or its address as the target");
+            }
+        }
+    }
+
+    /// Listeners without an address, and addresses that are to be listened on twice.
+    fn listens(&self) {
+        if self.config.dns.enabled && self.config.dns.upstream.is_empty() {
+            self.add(
+                self.places.key("dns", "upstream"),
+                "dns.upstream is empty".to_owned(),
+                "name at least one server such as \"8.8.8.8\"",
+            );
+        }
+        if self.config.dns.enabled {
+            for (message, hint) in self.config.dns.upstream_trouble(&dns_listens(self.config)) {
+                self.add(self.places.key("dns", "upstream"), message, hint);
+            }
+        }
+        for (enabled, key, listen) in [
+            (self.config.proxy.enabled, "proxy.listen", &self.config.proxy.listen),
+            (self.config.admin.enabled, "admin.listen", &self.config.admin.listen),
+        ] {
+            if enabled && listen.is_empty() {
+                self.add(
+                    listen_of(self.places, key),
+                    format!("{key} is empty"),
+                    "name an address, or write enabled = false",
+                );
+            }
+        }
+
+        listens(self.config, &|key, message, hint| self.add(listen_of(self.places, key), message, hint));
+    }
 }
 
 /// Where a key such as `proxy.listen` is written.

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -12,6 +12,7 @@ use flate2::write::GzEncoder;
 use nix::fcntl::{Flock, FlockArg};
 use proximity_table::LogSettings;
 
+use crate::access_file::identity;
 use crate::access_names::{put_aside, unfinished};
 use crate::free_space::FreeSpace;
 
@@ -191,7 +192,7 @@ impl Shelf {
         output.sync_data()?;
         let _turn = lock(&self.renames);
         // It may have been put further back meanwhile, or out.
-        let is_ours = |there: fs::Metadata| (there.dev(), there.ino()) == (meta.dev(), meta.ino());
+        let is_ours = |there: fs::Metadata| identity(&there) == identity(&meta);
         let now = (1..=self.settings().keep)
             .find(|&number| put_aside(path, number, false).symlink_metadata().is_ok_and(is_ours));
         let Some(number) = now else { return Ok(false) };
@@ -221,7 +222,7 @@ fn open_alone(path: &Path) -> io::Result<Option<Flock<File>>> {
     let Ok(file) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { return Ok(None) };
     // It may have been finished, and have got another name, between the one and the other.
     let (ours, there) = (file.metadata()?, path.metadata());
-    if !there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
+    if !there.is_ok_and(|there| identity(&there) == identity(&ours)) {
         return Ok(None);
     }
     file.set_len(0)?;
@@ -247,6 +248,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use flate2::read::GzDecoder;
 
     use super::*;

@@ -100,7 +100,7 @@ pub struct BackendLoad {
 /// what they found, and ask again only for a route that is new to them.
 #[derive(Debug, Default)]
 pub struct Backends {
-    of: Mutex<HashMap<BackendKey, States>>,
+    states: Mutex<HashMap<BackendKey, States>>,
 }
 
 /// Nearly always one.
@@ -275,8 +275,8 @@ impl BackendState {
 impl Backends {
     /// The state of a backend; a new one becomes usable now.
     pub fn state(&self, key: &UpstreamKey, now_ms: u64) -> Arc<BackendState> {
-        let mut of = self.lock();
-        let states = of.entry(key.backend).or_default();
+        let mut all = self.lock();
+        let states = all.entry(key.backend).or_default();
         if let Some((_, state)) = states.iter().find(|(known, _)| known == key) {
             return state.clone();
         }
@@ -288,15 +288,15 @@ impl Backends {
 
     /// The state of a backend that is known already.
     pub fn find(&self, key: &UpstreamKey) -> Option<Arc<BackendState>> {
-        let of = self.lock();
-        let (_, state) = of.get(&key.backend)?.iter().find(|(known, _)| known == key)?;
+        let all = self.lock();
+        let (_, state) = all.get(&key.backend)?.iter().find(|(known, _)| known == key)?;
         Some(state.clone())
     }
 
     /// The states of a backend, however it is spoken to.
     pub fn of(&self, backend: &BackendKey) -> Vec<Arc<BackendState>> {
-        let of = self.lock();
-        of.get(backend).into_iter().flatten().map(|(_, state)| state.clone()).collect()
+        let all = self.lock();
+        all.get(backend).into_iter().flatten().map(|(_, state)| state.clone()).collect()
     }
 
     /// Forgets the backends that the world no longer has. Requests that are on their way to one end as they
@@ -310,12 +310,12 @@ impl Backends {
 
     /// Every backend as it is now.
     pub fn loads(&self, now_ms: u64) -> HashMap<UpstreamKey, BackendLoad> {
-        let of = self.lock();
-        of.values().flatten().map(|(key, state)| (key.clone(), state.load(now_ms))).collect()
+        let all = self.lock();
+        all.values().flatten().map(|(key, state)| (key.clone(), state.load(now_ms))).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<BackendKey, States>> {
-        self.of.lock().unwrap_or_else(PoisonError::into_inner)
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -20,10 +20,7 @@ pub enum Condition {
 impl Condition {
     /// How a backend is by the policy of its vhost.
     pub fn of(load: &BackendLoad, policy: &VhostPolicy) -> Condition {
-        let limits = &policy.limits;
-        let is_full = limits.backend_connections > 0
-            && load.in_flight >= limits.backend_connections
-            && load.waiting >= limits.queue;
+        let is_full = is_full(load, policy);
         match load.circuit {
             Circuit::Open { .. } => Condition::Open,
             Circuit::HalfOpen => Condition::HalfOpen,
@@ -67,6 +64,14 @@ impl Condition {
             }
         })
     }
+}
+
+/// Whether a backend turns a request away: nobody may wait for it any more.
+pub fn is_full(load: &BackendLoad, policy: &VhostPolicy) -> bool {
+    let limits = &policy.limits;
+    let limit = limits.backend_connections;
+    // Whoever comes while others wait goes behind them.
+    limit > 0 && (load.in_flight >= limit || load.waiting > 0) && load.waiting >= limits.queue
 }
 
 /// How a backend is, in a sentence that stands alone: what it met last and what follows from that; `None` when nothing

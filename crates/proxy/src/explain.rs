@@ -5,10 +5,11 @@ use proximity_table::{
     Verdict, World,
 };
 
+use crate::condition::is_full;
 use crate::health::meets;
 use crate::pages::words;
 use crate::site::{claim, fault, ready};
-use crate::{AccessRules, AppTotals, BackendLoad, Reason, explain_steps};
+use crate::{AccessRules, AppTotals, BackendLoad, Circuit, Reason, explain_steps};
 
 /// A request that is to be explained, and what is known of where it goes.
 #[derive(Clone, Copy)]
@@ -119,6 +120,9 @@ impl Question<'_> {
         let Action::Proxy(service) = action else { return Ok(Outcome::Redirected) };
         ready(service.verdict)?;
         let usable: Vec<&Backend> = service.usable(route.from_lease()).collect();
+        if self.are_full(&usable, service, route) {
+            return Err(Reason::QueueFull);
+        }
         let failures: Vec<Option<Reason>> = usable.iter().map(|one| self.failure(one, service)).collect();
         // As long as one of those that may be asked answers, requests are answered.
         match failures.first().copied().unwrap_or(Some(Reason::BackendRefused)) {
@@ -142,6 +146,19 @@ impl Question<'_> {
             Some((Some(at), _)) => &route.paths[at].action,
             _ => &route.root,
         })
+    }
+
+    /// Whether there is no room for a request at any of the backends that it may go to: as long as one is not paused,
+    /// those that are paused do not count.
+    fn are_full(&self, usable: &[&Backend], service: &Service, route: &Route) -> bool {
+        let loads: Vec<Option<BackendLoad>> =
+            usable.iter().map(|backend| (self.load)(&service.upstream(backend.key))).collect();
+        let is_paused = |load: &BackendLoad| matches!(load.circuit, Circuit::Open { .. });
+        let are_all_paused = loads.iter().all(|load| load.as_ref().is_some_and(is_paused));
+        let mut open =
+            loads.iter().filter(|load| are_all_paused || !load.as_ref().is_some_and(is_paused)).peekable();
+        open.peek().is_some()
+            && open.all(|load| load.as_ref().is_some_and(|load| is_full(load, &route.policy)))
     }
 
     /// What a request meets at a backend: what the last one did, or as long as there was none what its probes say.

@@ -232,7 +232,7 @@ impl Steps<'_> {
             return;
         }
         for target in written.iter().take(MOST_BACKENDS) {
-            match self.question.world.backend_of(&route.app, target) {
+            match self.question.world.backend_of(&route.app, service, target) {
                 None => {
                     let says = format!("{target}: {}", self.question.world.absence(target));
                     self.add("backend", false, says);

@@ -1,11 +1,11 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddrV4};
 use std::sync::Arc;
 
 use proximity_table::{
     Access, BackendKey, BackendTarget, BasicAuth, BasicUser, Change, Facts, ForwardAuth, Generation, Health,
-    HealthState, Lease, LeaseState, Ledger, ProxySettings, Rate, Redirect, Source, Timestamp, Touched, Vhost,
-    VhostLimits, VhostPath, VhostPolicy, World,
+    HealthState, Lease, LeaseState, Ledger, ProbeKey, ProxySettings, Question as Asked, Rate, Redirect,
+    Source, Timestamp, Touched, Vhost, VhostLimits, VhostPath, VhostPolicy, World,
 };
 
 use super::*;
@@ -57,7 +57,19 @@ impl Scene {
 
     fn probed(&mut self, app: &str, key: BackendKey, state: HealthState, reason: Option<&str>) {
         let health = Health { state, since: Timestamp(NOW.0 - 300), reason: reason.map(str::to_owned) };
-        self.apply(Change::Health(app.into(), key, Some(health)));
+        // Whatever the vhost asks.
+        let world = World::derive(self.facts.clone(), Generation(1));
+        let of_app = world.routes.values().filter(|route| *route.app == *app);
+        let asks = |service: &Service| service.candidates.iter().any(|one| one.key == key);
+        let mut questions: HashSet<Asked> = of_app
+            .flat_map(|route| route.services().filter(|service| asks(service)).map(Service::question))
+            .collect();
+        if questions.is_empty() {
+            questions.insert(Asked::default());
+        }
+        for question in questions {
+            self.apply(Change::Health(app.into(), ProbeKey { backend: key, question }, Some(health.clone())));
+        }
     }
 
     fn failed(&mut self, key: BackendKey, reason: Reason, is_past: bool) {
@@ -429,6 +441,38 @@ fn limits_are_told_with_what_they_turned_away() {
     scene.loads.insert(key(5, 80), full);
     scene.ask(WIKI, "/", None).has("requests", false, "it is busy: it works on 2 requests, 3 wait");
     Scene::of(fixed()).ask(WIKI, "/", None).lacks("limits").lacks("access").lacks("auth").lacks("password");
+}
+
+#[test]
+fn an_app_whose_line_is_full_turns_visitors_away() {
+    let limits = VhostLimits { backend_connections: 1, queue: 2, ..VhostLimits::default() };
+    let policy = VhostPolicy { limits, ..VhostPolicy::default() };
+    let mut scene = Scene::of(with_policy(policy.clone()));
+    let load = |in_flight, waiting| BackendLoad { in_flight, waiting, ..loaded(Circuit::Closed) };
+    for (in_flight, waiting, verdict) in
+        [(1, 1, "ok"), (1, 2, "queue_full"), (0, 2, "queue_full"), (0, 0, "ok"), (9, 1, "ok")]
+    {
+        scene.loads.insert(key(5, 80), load(in_flight, waiting));
+        scene.ask(WIKI, "/", None).is(verdict);
+    }
+    scene.loads.insert(key(5, 80), load(1, 2));
+    assert_eq!(scene.ask(WIKI, "/", None).0.title, words(Reason::QueueFull).title);
+
+    // With another backend there is room, unless that is full too or paused.
+    let two = vec![BackendTarget::Address(addr(5, 80)), BackendTarget::Address(addr(6, 80))];
+    let shared = policy.shared();
+    scene.apply(Change::Vhost(Source::Api, Arc::new(Vhost { policy: shared.clone(), ..vhost(two) })));
+    scene.ask(WIKI, "/", None).is("ok");
+    scene.loads.insert(key(6, 80), load(1, 0));
+    scene.ask(WIKI, "/", None).is("ok");
+    let open = Circuit::Open { until_ms: 1 };
+    scene.loads.insert(key(6, 80), loaded(open));
+    scene.ask(WIKI, "/", None).is("queue_full");
+    // Where all are paused each is asked, so one with room will do.
+    scene.loads.insert(key(5, 80), BackendLoad { circuit: open, ..load(1, 2) });
+    scene.ask(WIKI, "/", None).is("ok");
+    scene.loads.insert(key(6, 80), BackendLoad { circuit: open, ..load(1, 2) });
+    scene.ask(WIKI, "/", None).is("queue_full");
 }
 
 #[test]

@@ -31,7 +31,7 @@ pub struct PasswordChecks {
 /// A check under way; dropping it lets the next one in.
 #[derive(Debug)]
 pub struct Checking {
-    of: Arc<PasswordChecks>,
+    checks: Arc<PasswordChecks>,
     vhost: u64,
 }
 
@@ -40,7 +40,7 @@ pub struct Checking {
 #[must_use = "nobody waits until it is polled"]
 pub struct WaitingCheck {
     /// `None` once the check may begin.
-    of: Option<Arc<PasswordChecks>>,
+    checks: Option<Arc<PasswordChecks>>,
     vhost: u64,
     id: u64,
 }
@@ -87,7 +87,7 @@ impl PasswordChecks {
         let mut line = self.line();
         let id = line.join(vhost, ClientKey::from(client))?;
         self.let_in(line);
-        Ok(WaitingCheck { of: Some(self.clone()), vhost, id })
+        Ok(WaitingCheck { checks: Some(self.clone()), vhost, id })
     }
 
     /// Checks that wait now.
@@ -193,33 +193,33 @@ impl Future for WaitingCheck {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Checking> {
         let (id, vhost) = (self.id, self.vhost);
-        let Some(of) = self.of.take() else { return Poll::Pending };
-        let mut line = of.line();
+        let Some(checks) = self.checks.take() else { return Poll::Pending };
+        let mut line = checks.line();
         if let Some(waiter) = line.find(id) {
             waiter.waker = Some(context.waker().clone());
             drop(line);
-            self.of = Some(of);
+            self.checks = Some(checks);
             return Poll::Pending;
         }
         drop(line);
-        Poll::Ready(Checking { of, vhost })
+        Poll::Ready(Checking { checks, vhost })
     }
 }
 
 impl Drop for WaitingCheck {
     fn drop(&mut self) {
-        let Some(of) = self.of.take() else { return };
-        let stood_in_line = of.line().leave(self.id);
+        let Some(checks) = self.checks.take() else { return };
+        let stood_in_line = checks.line().leave(self.id);
         if !stood_in_line {
             // Its turn came just when nobody wanted it any more.
-            of.release(self.vhost);
+            checks.release(self.vhost);
         }
     }
 }
 
 impl Drop for Checking {
     fn drop(&mut self) {
-        self.of.release(self.vhost);
+        self.checks.release(self.vhost);
     }
 }
 

@@ -20,17 +20,48 @@ use crate::tls::{NoTls, Tls};
 /// Octets of a body that are looked through for the text that must be there.
 const LONGEST_BODY: usize = 64 * 1024;
 
+/// Probes after which a backend that goes on to answer like one of TLS is asked again whether it is one.
+const ASK_AGAIN: u32 = 20;
+
+/// What a backend answered without TLS although it does not speak TLS: the same answer says so again, so that an app
+/// that is well and answers 400 does not get a handshake with each probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpeaksClear {
+    outcome: Outcome,
+    /// Probes since it was asked, itself included.
+    probes: u32,
+}
+
+impl SpeaksClear {
+    /// What is known after another probe.
+    pub fn next(before: Option<SpeaksClear>, outcome: Outcome) -> Option<SpeaksClear> {
+        let holds = |known: &SpeaksClear| known.tells(outcome);
+        let probes = before.filter(holds).map_or(1, |known| known.probes + 1);
+        may_be_tls(outcome).then_some(SpeaksClear { outcome, probes })
+    }
+
+    fn tells(&self, outcome: Outcome) -> bool {
+        self.outcome == outcome && self.probes < ASK_AGAIN
+    }
+}
+
+/// Servers of TLS close what does not begin with a handshake, or say 400.
+fn may_be_tls(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::Broke | Outcome::Answered(400))
+}
+
 /// One probe: a request on a connection of its own, or nothing but the connection. The backend is spoken to as
 /// it is when requests are carried to it.
-pub async fn ask(addr: SocketAddrV4, plan: &ProbePlan, tls: &Tls) -> Outcome {
+pub async fn ask(addr: SocketAddrV4, plan: &ProbePlan, tls: &Tls, known: Option<SpeaksClear>) -> Outcome {
     let end = Instant::now() + Duration::from_secs(u64::from(plan.policy.timeout.max(1)));
     let addr = SocketAddrV4::new(*addr.ip(), plan.policy.port.unwrap_or(addr.port()));
     match timeout_at(end, TcpStream::connect(addr)).await {
         Ok(Ok(stream)) => {
             match timeout_at(end, exchange(stream, addr, plan, tls)).await.unwrap_or(Outcome::TimedOut) {
-                // Servers of TLS close what does not begin with a handshake, or say 400.
-                Outcome::Broke | Outcome::Answered(400)
+                outcome
                     if plan.protocol == BackendProtocol::Http
+                        && may_be_tls(outcome)
+                        && !known.is_some_and(|known| known.tells(outcome))
                         && timeout_at(end, speaks_tls(addr, tls)).await == Ok(true) =>
                 {
                     Outcome::SpeaksTls
@@ -216,5 +247,23 @@ mod tests {
         assert_eq!(search(&[&late, b"needle"]), Outcome::Lacks, "too late");
         assert!(Search::of(500, &policy).is_none(), "the status says enough");
         assert!(Search::of(200, &HealthPolicy::default()).is_none());
+    }
+    #[test]
+    fn what_speaks_without_tls_is_asked_for_it_again_after_some_probes_and_when_its_answer_changes() {
+        let (strict, broken) = (Outcome::Answered(400), Outcome::Broke);
+        let mut known = None;
+        let mut asked = Vec::new();
+        for probe in 0..2 * ASK_AGAIN {
+            if !known.is_some_and(|known: SpeaksClear| known.tells(strict)) {
+                asked.push(probe);
+            }
+            known = SpeaksClear::next(known, strict);
+        }
+        assert_eq!(asked, [0, ASK_AGAIN]);
+        assert!(!known.unwrap().tells(broken));
+        assert!(SpeaksClear::next(known, broken).unwrap().tells(broken));
+        for other in [Outcome::Answered(200), Outcome::Refused, Outcome::SpeaksTls] {
+            assert_eq!(SpeaksClear::next(known, other), None);
+        }
     }
 }

@@ -3,14 +3,14 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
-use proximity_table::{BackendKey, Health, HealthState, Timestamp, UpstreamKey, World};
+use proximity_table::{Health, HealthState, ProbeKey, Timestamp, UpstreamKey, World};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::clock::unix_seconds;
 use crate::health::meets;
-use crate::probe_exchange::ask;
+use crate::probe_exchange::{SpeaksClear, ask};
 use crate::targets::{Change, ProbePlan, TargetKey, Targets};
 use crate::tls::Tls;
 use crate::{KeptAuthorities, Monitor, Outcome, Reason, Snapshot, mixing};
@@ -20,8 +20,8 @@ const MOST_AT_ONCE: usize = 256;
 /// Comparing worlds may take this share of the time: after it took t, the next waits 20 t.
 const REST: u32 = 20;
 
-/// A backend came to another verdict; `None` when it is no longer probed.
-pub type HealthReport = (Arc<str>, BackendKey, Option<Health>);
+/// A backend of an app came to another verdict on what it is asked; `None` when it is asked no longer.
+pub type HealthReport = (Arc<str>, ProbeKey, Option<Health>);
 
 /// A probe that is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub async fn probe(
             generations.mark_unchanged();
             let world = snapshot.load_full();
             for change in targets.follow(&world) {
-                if let Some(report) = schedule.change(change, &world)
+                if let Some(report) = schedule.change(change, &world, began)
                     && reports.send(report).await.is_err()
                 {
                     return;
@@ -77,7 +77,7 @@ pub async fn probe(
             }
             Some(done) = schedule.running.join_next() => {
                 if let Ok((id, turn, outcome)) = done
-                    && let Some(report) = schedule.finish(id, turn, outcome, &told)
+                    && let Some(report) = schedule.finish(id, turn, outcome, Instant::now(), &told)
                     && reports.send(report).await.is_err()
                 {
                     return;
@@ -108,10 +108,11 @@ struct Entry {
     monitor: Monitor,
     turn: u64,
     reported: bool,
+    speaks_clear: Option<SpeaksClear>,
 }
 
 impl Schedule {
-    fn change(&mut self, change: Change, world: &World) -> Option<HealthReport> {
+    fn change(&mut self, change: Change, world: &World, now: Instant) -> Option<HealthReport> {
         match change {
             Change::Probe(key, plan) => {
                 let id = *self.ids.entry(key.clone()).or_insert_with(|| {
@@ -129,10 +130,11 @@ impl Schedule {
                     key,
                     plan: plan.clone(),
                     turn: 0,
+                    speaks_clear: None,
                 });
                 entry.plan = plan;
                 entry.turn += 1;
-                self.due.push(Reverse((Instant::now(), id, entry.turn)));
+                self.due.push(Reverse((now, id, entry.turn)));
                 None
             }
             Change::Forget(key) => {
@@ -151,8 +153,9 @@ impl Schedule {
                 if at > now {
                     return;
                 }
-                let (addr, plan, tls) = (entry.key.1.addr, entry.plan.clone(), self.tls.clone());
-                self.running.spawn(async move { (id, turn, ask(addr, &plan, &tls).await) });
+                let (addr, known) = (entry.key.1.backend.addr, entry.speaks_clear);
+                let (plan, tls) = (entry.plan.clone(), self.tls.clone());
+                self.running.spawn(async move { (id, turn, ask(addr, &plan, &tls, known).await) });
             }
             self.due.pop();
         }
@@ -168,16 +171,18 @@ impl Schedule {
         id: u64,
         turn: u64,
         outcome: Outcome,
+        now: Instant,
         told: impl Fn(Probed),
     ) -> Option<HealthReport> {
         let entropy = mixing::next(&self.random);
         let entry = self.entries.get_mut(&id).filter(|entry| entry.turn == turn)?;
+        entry.speaks_clear = SpeaksClear::next(entry.speaks_clear, outcome);
         let policy = &entry.plan.policy;
         let was_healthy = entry.monitor.health().state == HealthState::Healthy;
         let health = entry.monitor.handle_outcome(outcome, policy, Timestamp(unix_seconds()));
         let wait = entry.monitor.wait(policy, entropy);
-        self.due.push(Reverse((Instant::now() + wait, id, turn)));
-        let key = entry.key.1;
+        self.due.push(Reverse((now + wait, id, turn)));
+        let key = entry.key.1.backend;
         let asked_itself = policy.port.is_none_or(|port| port == key.addr.port());
         let met = match outcome.reason(policy) {
             None => Some(Ok(())),
@@ -189,5 +194,47 @@ impl Schedule {
         let health = health?;
         entry.reported = true;
         Some((entry.key.0.clone(), entry.key.1, Some(health)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use proximity_table::{BackendKey, Facts, Generation, Ledger};
+
+    use super::*;
+
+    /// What is probed at once when we start must not be probed at once for ever.
+    #[test]
+    fn probes_of_two_backends_fall_out_of_step() {
+        let intent = proximity_config::Config::default().intent;
+        let world = World::derive(Facts::new(intent, Ledger::default()), Generation(1));
+        let start = Instant::now();
+        let mut schedule = Schedule { random: Cell::new(21), ..Schedule::default() };
+        for last in [5, 6] {
+            let backend = BackendKey { addr: format!("10.20.0.{last}:80").parse().unwrap(), epoch: 0 };
+            let change = Change::Probe(("wiki".into(), ProbeKey::plain(backend)), Arc::default());
+            assert_eq!(schedule.change(change, &world, start), None);
+        }
+        // Every probe is answered at the instant for which it was planned, so nothing but the plan counts.
+        let mut apart = Vec::new();
+        for _ in 0..20 {
+            let planned: Vec<_> = std::iter::from_fn(|| schedule.due.pop()).collect();
+            let mut next = Vec::new();
+            for Reverse((at, id, turn)) in planned {
+                schedule.finish(id, turn, Outcome::Answered(200), at, |_| ());
+                let found = schedule.due.iter().find(|Reverse((_, of, _))| *of == id).unwrap();
+                let due = found.0.0;
+                assert!((27.0..=33.0).contains(&(due - at).as_secs_f64()), "{:?}", due - at);
+                next.push(due);
+            }
+            let [one, other] = next[..] else { panic!("{next:?}") };
+            apart.push(one.max(other) - one.min(other));
+        }
+        // The first numbers of this seed are 3 % and 92 % of the 6 s by which an interval is spread.
+        assert!(apart[0] > Duration::from_secs(5), "{apart:?}");
+        assert_eq!(apart.iter().collect::<BTreeSet<_>>().len(), apart.len(), "each round is spread anew");
     }
 }

@@ -188,7 +188,8 @@ impl StreamForwards {
 
     /// For how long a port was counted: since it is forwarded, by this process.
     pub fn counted_for(&self, port: StreamPort) -> Option<Duration> {
-        self.shared.gauges().get(&port).map(|gauge| gauge.age())
+        let now = Instant::now();
+        self.shared.gauges().get(&port).map(|gauge| gauge.age(now))
     }
 
     /// Notes what a probe met at a target: what connections met before may be past.
@@ -242,7 +243,8 @@ impl StreamShared {
     }
 
     pub fn gauge(&self, port: StreamPort) -> Arc<StreamGauge> {
-        self.gauges().entry(port).or_default().clone()
+        let mut gauges = self.gauges();
+        gauges.entry(port).or_insert_with(|| Arc::new(StreamGauge::new(Instant::now()))).clone()
     }
 
     /// Counts what was stopped at a port.

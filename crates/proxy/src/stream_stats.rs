@@ -120,10 +120,11 @@ impl StreamCounters {
     }
 }
 
-impl Default for StreamGauge {
-    fn default() -> StreamGauge {
+impl StreamGauge {
+    /// One that counts from `now` on.
+    pub fn new(now: Instant) -> StreamGauge {
         StreamGauge {
-            began: Instant::now(),
+            began: now,
             open: AtomicU64::new(0),
             taken: AtomicU64::new(0),
             received: AtomicU64::new(0),
@@ -132,12 +133,10 @@ impl Default for StreamGauge {
             stopped: StreamCounters::default(),
         }
     }
-}
 
-impl StreamGauge {
     /// For how long it has counted.
-    pub fn age(&self) -> Duration {
-        self.began.elapsed()
+    pub fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.began)
     }
 
     /// Counts a connection if there are fewer than `most`.
@@ -210,7 +209,8 @@ mod tests {
 
     #[test]
     fn connections_are_counted_while_they_are_held() {
-        let gauge = Arc::new(StreamGauge::default());
+        let began = Instant::now();
+        let gauge = Arc::new(StreamGauge::new(began));
         let first = gauge.enter(2).unwrap();
         let second = gauge.enter(2).unwrap();
         assert!(gauge.enter(2).is_none());
@@ -218,5 +218,6 @@ mod tests {
         drop(first);
         assert!(gauge.enter(2).is_some());
         assert_eq!(gauge.load(), StreamLoad { open: 1, taken: 3, received: 5, sent: 7 });
+        assert_eq!(gauge.age(began + Duration::from_secs(9)), Duration::from_secs(9));
     }
 }

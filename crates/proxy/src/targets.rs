@@ -2,12 +2,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use proximity_table::{
-    BackendKey, BackendProtocol, BackendTls, HealthPolicy, HostPolicy, Name, ResolvedForward, Route, Verdict,
-    World,
+    BackendProtocol, BackendTls, HealthPolicy, HostPolicy, Name, ProbeKey, Question, ResolvedForward, Route,
+    Verdict, World,
 };
 
-/// What is probed: a backend of an app, whatever names lead to it.
-pub type TargetKey = (Arc<str>, BackendKey);
+/// What is probed: a backend of an app that is asked something, whatever names lead to it.
+pub type TargetKey = (Arc<str>, ProbeKey);
 
 /// The probed backends of a world, kept up with the next worlds by what changed in them.
 #[derive(Debug, Default)]
@@ -145,14 +145,15 @@ type Wishes = HashMap<TargetKey, Arc<ProbePlan>>;
 /// Which plan the touched backends had before.
 type Before = HashMap<TargetKey, Option<Arc<ProbePlan>>>;
 
-/// A plan that was written down wins over the default of a vhost made from a lease.
+/// All ask the same, in the same way. They may differ in the `Host`: that of a vhost that was written down wins over
+/// that of one made from a lease.
 fn plan_of(claims: &[Claim]) -> Option<Arc<ProbePlan>> {
     claims.iter().min_by_key(|claim| claim.from_lease).map(|claim| claim.plan.clone())
 }
 
 /// The backends of a route that are probed, and how: as requests reach them. An app that is stopped or switched
-/// off is left alone. A backend of several paths is probed the way of the first, and the service that decides
-/// who may pass by whether it answers.
+/// off is left alone. What several paths ask of a backend in the same way is asked once. The service that decides who
+/// may pass is asked whether it answers.
 fn probed(route: &Route) -> Wishes {
     let mut probed = HashMap::new();
     let host = (route.policy.host == HostPolicy::Preserve).then(|| route.hostname.visited()).flatten();
@@ -166,14 +167,16 @@ fn probed(route: &Route) -> Wishes {
             tls: service.tls.clone(),
             host: host.clone(),
         });
+        let question = service.question();
         for backend in &service.candidates {
-            probed.entry((route.app.clone(), backend.key)).or_insert_with(|| plan.clone());
+            let key = ProbeKey { backend: backend.key, question };
+            probed.entry((route.app.clone(), key)).or_insert_with(|| plan.clone());
         }
     }
     if let Some(backend) = route.auth_backend.as_ref().filter(|_| route.verdict() != Verdict::Disabled) {
         let plan =
             || Arc::new(ProbePlan { policy: HealthPolicy::default().shared(), ..ProbePlan::default() });
-        probed.entry((route.app.clone(), backend.key)).or_insert_with(plan);
+        probed.entry((route.app.clone(), ProbeKey::plain(backend.key))).or_insert_with(plan);
     }
     probed
 }
@@ -183,7 +186,9 @@ fn probed_targets(forward: &ResolvedForward) -> Wishes {
     let Some(policy) = &forward.health else { return HashMap::new() };
     let name = forward.health_name();
     let plan = Arc::new(ProbePlan { policy: policy.clone(), ..ProbePlan::default() });
-    forward.targets.iter().map(|target| ((name.clone(), target.key), plan.clone())).collect()
+    let question = Question::plain(Some(policy));
+    let key = |backend| (name.clone(), ProbeKey { backend, question });
+    forward.targets.iter().map(|target| (key(target.key), plan.clone())).collect()
 }
 
 #[cfg(test)]
@@ -192,8 +197,8 @@ mod tests {
 
     use imbl::HashMap as WorldMap;
     use proximity_table::{
-        Action, Backend, BackendTls, Facts, Generation, Ledger, PathRoute, Protocol, Service, Source,
-        VhostPolicy,
+        Action, Backend, BackendKey, BackendTls, Facts, Generation, Ledger, PathRoute, Protocol, Service,
+        Source, VhostPolicy,
     };
 
     use super::*;
@@ -206,16 +211,24 @@ mod tests {
         Arc::new(world)
     }
 
-    fn key(app: &str, port: u16) -> TargetKey {
-        (app.into(), BackendKey { addr: SocketAddrV4::new(Ipv4Addr::new(10, 20, 0, 9), port), epoch: 1 })
+    fn backend(port: u16) -> BackendKey {
+        BackendKey { addr: SocketAddrV4::new(Ipv4Addr::new(10, 20, 0, 9), port), epoch: 1 }
     }
 
-    fn service(app: &str, ports: &[u16], uri: &str, verdict: Verdict) -> Action {
+    fn policy(uri: &str) -> Arc<HealthPolicy> {
+        HealthPolicy { uri: uri.to_owned(), ..HealthPolicy::default() }.shared()
+    }
+
+    fn asked(app: &str, port: u16, policy: &HealthPolicy) -> TargetKey {
+        (app.into(), ProbeKey { backend: backend(port), question: Question::plain(Some(policy)) })
+    }
+
+    fn service(ports: &[u16], uri: &str, verdict: Verdict) -> Action {
         Action::Proxy(Service {
             protocol: BackendProtocol::Http,
             tls: BackendTls::default(),
-            health: Arc::new(HealthPolicy { uri: uri.to_owned(), ..HealthPolicy::default() }),
-            candidates: ports.iter().map(|&port| Backend { key: key(app, port).1, health: None }).collect(),
+            health: policy(uri),
+            candidates: ports.iter().map(|&port| Backend { key: backend(port), health: None }).collect(),
             verdict,
         })
     }
@@ -226,15 +239,28 @@ mod tests {
             hostname: format!("{app}.prox.local").parse().unwrap(),
             source,
             policy: VhostPolicy::unchanged(),
-            root: service(app, ports, uri, Verdict::Ready),
+            root: service(ports, uri, Verdict::Ready),
             paths: Vec::new(),
             auth_backend: None,
         }
     }
 
     fn probe(app: &str, port: u16, uri: &str) -> Change {
-        let policy = Arc::new(HealthPolicy { uri: uri.to_owned(), ..HealthPolicy::default() });
-        Change::Probe(key(app, port), Arc::new(ProbePlan { policy, ..ProbePlan::default() }))
+        let plan = ProbePlan { policy: policy(uri), ..ProbePlan::default() };
+        Change::Probe(asked(app, port, &plan.policy), Arc::new(plan))
+    }
+
+    fn forget(app: &str, port: u16, uri: &str) -> Change {
+        Change::Forget(asked(app, port, &policy(uri)))
+    }
+
+    /// What is new first, in the order of the ports.
+    fn sorted(mut changes: Vec<Change>) -> Vec<Change> {
+        changes.sort_by_key(|change| match change {
+            Change::Probe((_, key), _) => (false, key.backend.addr.port()),
+            Change::Forget((_, key)) => (true, key.backend.addr.port()),
+        });
+        changes
     }
 
     #[test]
@@ -246,7 +272,7 @@ mod tests {
             [probe("wiki", 80, "/")]
         );
         assert!(targets.follow(&world(&[("alias", wiki.clone())])).is_empty());
-        assert_eq!(targets.follow(&world(&[])), [Change::Forget(key("wiki", 80))]);
+        assert_eq!(targets.follow(&world(&[])), [forget("wiki", 80, "/")]);
         assert_eq!(targets.claims.len(), 0);
         assert_eq!(targets.follow(&world(&[("wiki", wiki)])), [probe("wiki", 80, "/")]);
     }
@@ -260,23 +286,30 @@ mod tests {
             targets.follow(&world(&[("wiki", route("wiki", &[80, 81], Source::Config, "/"))])).is_empty()
         );
         let moved = world(&[("wiki", route("wiki", &[81, 82], Source::Config, "/"))]);
-        let mut changes = targets.follow(&moved);
-        changes.sort_by_key(|change| matches!(change, Change::Forget(_)));
-        assert_eq!(changes, [probe("wiki", 82, "/"), Change::Forget(key("wiki", 80))]);
+        let changes = sorted(targets.follow(&moved));
+        assert_eq!(changes, [probe("wiki", 82, "/"), forget("wiki", 80, "/")]);
+        // Another question has a verdict of its own.
         let other = world(&[("wiki", route("wiki", &[81], Source::Config, "/up"))]);
-        let mut changes = targets.follow(&other);
-        changes.sort_by_key(|change| matches!(change, Change::Forget(_)));
-        assert_eq!(changes, [probe("wiki", 81, "/up"), Change::Forget(key("wiki", 82))]);
+        let changes = sorted(targets.follow(&other));
+        let expected = [probe("wiki", 81, "/up"), forget("wiki", 81, "/"), forget("wiki", 82, "/")];
+        assert_eq!(changes, expected);
     }
 
     #[test]
-    fn a_written_policy_wins_over_that_of_a_lease() {
+    fn two_names_that_ask_otherwise_each_have_a_verdict() {
         let mut targets = Targets::default();
         let leased = route("wiki", &[80], Source::Lease, "/");
-        let written = route("wiki", &[80], Source::Api, "/up");
+        let mut written = route("wiki", &[80], Source::Api, "/up");
         assert_eq!(targets.follow(&world(&[("a", leased.clone())])), [probe("wiki", 80, "/")]);
-        let both = world(&[("a", leased.clone()), ("b", written)]);
+        let both = world(&[("a", leased.clone()), ("b", written.clone())]);
         assert_eq!(targets.follow(&both), [probe("wiki", 80, "/up")]);
+        assert_eq!(targets.follow(&world(&[("a", leased.clone())])), [forget("wiki", 80, "/up")]);
+        // The same question is asked with the `Host` of the one that was written down.
+        written.root = leased.root.clone();
+        written.policy = VhostPolicy { host: HostPolicy::Preserve, ..VhostPolicy::default() }.shared();
+        let plan = ProbePlan { host: Some("wiki.prox.local".parse().unwrap()), ..ProbePlan::default() };
+        let changes = targets.follow(&world(&[("a", leased.clone()), ("b", written)]));
+        assert_eq!(changes, [Change::Probe(asked("wiki", 80, &plan.policy), Arc::new(plan.clone()))]);
         assert_eq!(targets.follow(&world(&[("a", leased)])), [probe("wiki", 80, "/")]);
     }
 
@@ -286,24 +319,34 @@ mod tests {
         let mut wiki = route("wiki", &[80], Source::Config, "/");
         targets.follow(&world(&[("wiki", wiki.clone())]));
         for verdict in [Verdict::Stopped, Verdict::Disabled] {
-            wiki.root = service("wiki", &[80], "/", verdict);
-            assert_eq!(targets.follow(&world(&[("wiki", wiki.clone())])), [Change::Forget(key("wiki", 80))]);
-            wiki.root = service("wiki", &[80], "/", Verdict::Starting);
+            wiki.root = service(&[80], "/", verdict);
+            assert_eq!(targets.follow(&world(&[("wiki", wiki.clone())])), [forget("wiki", 80, "/")]);
+            wiki.root = service(&[80], "/", Verdict::Starting);
             assert_eq!(targets.follow(&world(&[("wiki", wiki.clone())])), [probe("wiki", 80, "/")]);
         }
     }
 
     #[test]
-    fn backends_of_paths_are_probed_too_and_the_roots_way_wins() {
+    fn each_path_asks_its_own_question_and_what_is_asked_twice_is_asked_once() {
         let mut targets = Targets::default();
         let mut wiki = route("wiki", &[80], Source::Config, "/");
         let path = |action| PathRoute { prefix: "/api".into(), strip: false, action };
-        wiki.paths = vec![path(service("wiki", &[80, 81], "/up", Verdict::Ready))];
-        let mut changes = targets.follow(&world(&[("wiki", wiki.clone())]));
-        changes.sort_by_key(|change| matches!(change, Change::Probe((_, key), _) if key.addr.port() == 81));
-        assert_eq!(changes, [probe("wiki", 80, "/"), probe("wiki", 81, "/up")]);
-        wiki.paths.clear();
-        assert_eq!(targets.follow(&world(&[("wiki", wiki)])), [Change::Forget(key("wiki", 81))]);
+        wiki.paths = vec![path(service(&[80, 81], "/", Verdict::Ready))];
+        let changes = sorted(targets.follow(&world(&[("wiki", wiki.clone())])));
+        assert_eq!(changes, [probe("wiki", 80, "/"), probe("wiki", 81, "/")]);
+        wiki.paths = vec![path(service(&[80], "/up", Verdict::Ready))];
+        let changes = sorted(targets.follow(&world(&[("wiki", wiki.clone())])));
+        assert_eq!(changes, [probe("wiki", 80, "/up"), forget("wiki", 81, "/")]);
+        // The same by TLS is another question.
+        let mut action = service(&[80], "/", Verdict::Ready);
+        let Action::Proxy(encrypted) = &mut action else { panic!() };
+        encrypted.protocol = BackendProtocol::Https;
+        let question = encrypted.question();
+        wiki.paths = vec![path(action)];
+        let changes = sorted(targets.follow(&world(&[("wiki", wiki.clone())])));
+        let plan = ProbePlan { protocol: BackendProtocol::Https, ..ProbePlan::default() };
+        let key = ("wiki".into(), ProbeKey { backend: backend(80), question });
+        assert_eq!(changes, [Change::Probe(key, Arc::new(plan)), forget("wiki", 80, "/up")]);
     }
 
     #[test]
@@ -334,14 +377,17 @@ mod tests {
         let mut targets = Targets::default();
         let mut wiki = route("wiki", &[80], Source::Config, "/up");
         targets.follow(&world(&[("wiki", wiki.clone())]));
-        wiki.auth_backend = Some(Backend { key: key("wiki", 9091).1, health: None });
+        wiki.auth_backend = Some(Backend { key: backend(9091), health: None });
         assert_eq!(targets.follow(&world(&[("wiki", wiki.clone())])), [probe("wiki", 9091, "/")]);
-        // One that is a backend as well is asked as such.
-        wiki.auth_backend = Some(Backend { key: key("wiki", 80).1, health: None });
-        assert_eq!(targets.follow(&world(&[("wiki", wiki.clone())])), [Change::Forget(key("wiki", 9091))]);
-        wiki.auth_backend = Some(Backend { key: key("wiki", 9091).1, health: None });
-        wiki.root = service("wiki", &[80], "/up", Verdict::Disabled);
-        assert_eq!(targets.follow(&world(&[("wiki", wiki)])), [Change::Forget(key("wiki", 80))]);
+        // One that is a backend as well is asked as both.
+        wiki.auth_backend = Some(Backend { key: backend(80), health: None });
+        let changes = sorted(targets.follow(&world(&[("wiki", wiki.clone())])));
+        assert_eq!(changes, [probe("wiki", 80, "/"), forget("wiki", 9091, "/")]);
+        wiki.root = service(&[80], "/up", Verdict::Disabled);
+        let changes = sorted(targets.follow(&world(&[("wiki", wiki)])));
+        assert_eq!(changes.len(), 2, "{changes:?}");
+        assert!(changes.contains(&forget("wiki", 80, "/up")) && changes.contains(&forget("wiki", 80, "/")));
+        assert!(targets.claims.is_empty());
     }
 
     #[test]
@@ -351,7 +397,7 @@ mod tests {
             port: 2222,
             health: health.map(Arc::new),
             proxy: None,
-            targets: ports.iter().map(|&port| Backend { key: key("", port).1, health: None }).collect(),
+            targets: ports.iter().map(|&port| Backend { key: backend(port), health: None }).collect(),
         };
         let with = |forwards: Vec<ResolvedForward>| {
             let mut world = (*world(&[])).clone();
@@ -360,7 +406,7 @@ mod tests {
         };
         let probe = |port, policy: &HealthPolicy| {
             let plan = ProbePlan { policy: Arc::new(policy.clone()), ..ProbePlan::default() };
-            Change::Probe(key("tcp/2222", port), Arc::new(plan))
+            Change::Probe(asked("tcp/2222", port, policy), Arc::new(plan))
         };
         let often = HealthPolicy { interval: 1, ..HealthPolicy::connect() };
         let mut targets = Targets::default();
@@ -368,10 +414,9 @@ mod tests {
         let changes = targets.follow(&with(vec![forward(&[22], Some(often.clone()))]));
         assert_eq!(changes, [probe(22, &often)]);
         assert!(targets.follow(&with(vec![forward(&[22], Some(often.clone()))])).is_empty());
-        let mut changes = targets.follow(&with(vec![forward(&[23], Some(often.clone()))]));
-        changes.sort_by_key(|change| matches!(change, Change::Forget(_)));
-        assert_eq!(changes, [probe(23, &often), Change::Forget(key("tcp/2222", 22))]);
-        assert_eq!(targets.follow(&with(vec![])), [Change::Forget(key("tcp/2222", 23))]);
+        let changes = sorted(targets.follow(&with(vec![forward(&[23], Some(often.clone()))])));
+        assert_eq!(changes, [probe(23, &often), Change::Forget(asked("tcp/2222", 22, &often))]);
+        assert_eq!(targets.follow(&with(vec![])), [Change::Forget(asked("tcp/2222", 23, &often))]);
         assert!(targets.claims.is_empty());
     }
 }

@@ -121,7 +121,7 @@ impl Watch {
 
     /// Nothing depends on how fast the client is any more.
     pub fn no_pace(&self) {
-        self.is_for_client.set(false);
+        self.keep_pace(0, false);
     }
 
     /// Whether a client that is waited for was waited for too long. Called once a second.

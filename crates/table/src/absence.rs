@@ -59,7 +59,7 @@ impl World {
         if self.knows_app(name) {
             return None;
         }
-        Some(match self.facts.has_left(name) {
+        Some(match self.facts.was_released(name) {
             true => Absence::Released(name.clone()),
             false => Absence::Unknown { name: name.clone(), nearest: nearest(name) },
         })

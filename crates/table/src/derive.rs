@@ -5,9 +5,10 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
 use crate::{
-    Action, Apex, Backend, BackendKey, BackendProtocol, BackendTarget, BackendTls, Facts, HealthPolicy, Host,
-    HostKind, Label, Lease, Ledger, Name, Network, PathRoute, RRset, RecordType, Redirect, Reservation,
-    ResolvedForward, Route, Service, Source, Timestamp, Verdict, Vhost, VhostPolicy, Zones,
+    Action, Apex, Backend, BackendKey, BackendProtocol, BackendTarget, BackendTls, Facts, Forward,
+    HealthPolicy, Host, HostKind, Label, Lease, Ledger, Name, Network, PathRoute, ProbeKey, Question, RRset,
+    RecordType, Redirect, Reservation, ResolvedForward, Route, Service, Source, Timestamp, Verdict, Vhost,
+    VhostPolicy, Zones,
 };
 
 /// Longest time to live of a name that may move, in seconds: an app that restarts elsewhere is found again
@@ -108,7 +109,8 @@ pub fn route(facts: &Facts, name: &Name, host: Option<&Host>) -> Option<Route> {
     }
     let app: Arc<str> = host.label.as_str().into();
     let addrs = host.network.auto_vhost.ports.iter().map(|&port| SocketAddrV4::new(host.ip, port));
-    let candidates: Vec<Backend> = addrs.map(|addr| backend(facts, &app, addr)).collect();
+    let candidates: Vec<Backend> =
+        addrs.map(|addr| backend(facts, &app, addr, Question::default())).collect();
     let verdict = match host.lease.as_ref().is_some_and(|lease| lease.is_bound()) {
         false => Verdict::Stopped,
         true if candidates.iter().any(Backend::was_proven) => Verdict::Ready,
@@ -176,13 +178,13 @@ pub fn rrsets(facts: &Facts, zones: &Zones, name: &Name, host: Option<&Host>, as
 /// Every port forward with the targets that have an address, by protocol and port.
 pub fn forwards(facts: &Facts) -> impl Iterator<Item = ResolvedForward> {
     facts.intent().forwards.values().map(|(_, forward)| {
-        let name = forward.health_name();
+        let target = |target| forward_target(facts, forward, &target);
         ResolvedForward {
             protocol: forward.protocol,
             port: forward.port,
             health: forward.health.clone(),
             proxy: forward.proxy.clone(),
-            targets: forward.targets().filter_map(|target| target_backend(facts, &name, &target)).collect(),
+            targets: forward.targets().filter_map(target).collect(),
         }
     })
 }
@@ -230,17 +232,18 @@ fn reservation_named<'a>(facts: &'a Facts, network: &str, label: &Label) -> Opti
 fn vhost_route(facts: &Facts, source: Source, vhost: &Vhost) -> Route {
     let app: Arc<str> = vhost.app_name.as_str().into();
     let proxy = |targets: &[BackendTarget], protocol, tls: &BackendTls, health: &HealthPolicy| {
+        let mut tls = tls.clone();
+        if protocol == BackendProtocol::Https && tls.server_name.is_none() {
+            tls.server_name = vhost.hostname.visited().map(|name| name.to_string());
+        }
+        let question = Question::new(protocol, &tls, health);
         let candidates: Vec<Backend> =
-            targets.iter().filter_map(|target| target_backend(facts, &app, target)).collect();
+            targets.iter().filter_map(|target| target_backend(facts, &app, target, question)).collect();
         let verdict = match (vhost.enabled, candidates.is_empty()) {
             (false, _) => Verdict::Disabled,
             (true, true) => Verdict::Stopped,
             (true, false) => Verdict::Ready,
         };
-        let mut tls = tls.clone();
-        if protocol == BackendProtocol::Https && tls.server_name.is_none() {
-            tls.server_name = vhost.hostname.visited().map(|name| name.to_string());
-        }
         Action::Proxy(Service { protocol, tls, health: health.shared(), candidates, verdict })
     };
     // A disabled vhost sends nobody anywhere: it has neither redirects nor paths.
@@ -262,7 +265,7 @@ fn vhost_route(facts: &Facts, source: Source, vhost: &Vhost) -> Route {
         root: sent(&vhost.redirect)
             .unwrap_or_else(|| proxy(&vhost.backends, vhost.protocol, &vhost.tls, &vhost.health)),
         paths,
-        auth_backend: auth.and_then(|auth| target_backend(facts, &app, &auth.to)),
+        auth_backend: auth.and_then(|auth| target_backend(facts, &app, &auth.to, Question::default())),
         hostname: vhost.hostname.clone(),
         source,
         policy: vhost.policy.clone(),
@@ -270,8 +273,19 @@ fn vhost_route(facts: &Facts, source: Source, vhost: &Vhost) -> Route {
     }
 }
 
-/// The backend that a target stands for, its verdict kept under the name of an app.
-pub fn target_backend(facts: &Facts, app: &Arc<str>, target: &BackendTarget) -> Option<Backend> {
+/// The backend that a target of a forward stands for.
+pub fn forward_target(facts: &Facts, forward: &Forward, target: &BackendTarget) -> Option<Backend> {
+    let question = Question::plain(forward.health.as_deref());
+    target_backend(facts, &forward.health_name(), target, question)
+}
+
+/// The backend that a target stands for, with the verdict on what the probes of an app ask it.
+pub fn target_backend(
+    facts: &Facts,
+    app: &Arc<str>,
+    target: &BackendTarget,
+    question: Question,
+) -> Option<Backend> {
     let addr = match target {
         BackendTarget::Address(addr) => *addr,
         BackendTarget::App { name, port } => {
@@ -279,13 +293,13 @@ pub fn target_backend(facts: &Facts, app: &Arc<str>, target: &BackendTarget) -> 
             SocketAddrV4::new(host.ip, *port)
         }
     };
-    Some(backend(facts, app, addr))
+    Some(backend(facts, app, addr, question))
 }
 
-fn backend(facts: &Facts, app: &Arc<str>, addr: SocketAddrV4) -> Backend {
+fn backend(facts: &Facts, app: &Arc<str>, addr: SocketAddrV4, question: Question) -> Backend {
     let epoch = facts.ledger().bound_at(*addr.ip()).map_or(0, |lease| lease.epoch);
     let key = BackendKey { addr, epoch };
-    Backend { key, health: facts.health(app, key).cloned() }
+    Backend { key, health: facts.health(app, ProbeKey { backend: key, question }).cloned() }
 }
 
 fn address(facts: &Facts, apex: &Apex, name: &Name, host: Option<&Host>, asked_for: bool) -> Option<RRset> {

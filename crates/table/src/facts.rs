@@ -6,7 +6,7 @@ use imbl::{HashMap, OrdSet, Vector};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BackendKey, BackendTarget, Forward, Health, Intent, Label, Lease, Ledger, Mac, Name, Protocol, Record,
+    BackendTarget, Forward, Health, Intent, Label, Lease, Ledger, Mac, Name, ProbeKey, Protocol, Record,
     RecordType, Reservation, Source, Vhost, Wan, derive,
 };
 
@@ -15,7 +15,7 @@ use crate::{
 pub struct Facts {
     intent: Arc<Intent>,
     ledger: Ledger,
-    health: HashMap<(Arc<str>, BackendKey), Health>,
+    health: HashMap<(Arc<str>, ProbeKey), Health>,
     wan: Wan,
     /// Which vhosts claim a host name, follow an app, or point at an address: what a change touches.
     claims: HashMap<Name, OrdSet<Label>>,
@@ -24,11 +24,11 @@ pub struct Facts {
     /// Vhosts that ask for what nobody else claims.
     defaults: OrdSet<Label>,
     /// Host names whose last lease was taken away, the latest last.
-    left: Vector<Label>,
+    released: Vector<Label>,
 }
 
 /// Host names that are remembered after their last lease.
-const MOST_LEFT: usize = 256;
+const MOST_RELEASED: usize = 256;
 
 /// One change of the facts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,8 +53,8 @@ pub enum Change {
     Forward(Source, Forward),
     /// A port forward is removed.
     RemoveForward(Protocol, u16),
-    /// A probe came to another verdict, or, with `None`, its backend is no longer probed.
-    Health(Arc<str>, BackendKey, Option<Health>),
+    /// A probe came to another verdict, or, with `None`, its backend is no longer asked so.
+    Health(Arc<str>, ProbeKey, Option<Health>),
     /// The outside link changed.
     Wan(Wan),
     /// The whole intent is replaced: a configuration was loaded.
@@ -82,7 +82,7 @@ impl Facts {
             followers: HashMap::new(),
             pointers: HashMap::new(),
             defaults: OrdSet::new(),
-            left: Vector::new(),
+            released: Vector::new(),
         };
         facts.index_all();
         facts
@@ -105,17 +105,17 @@ impl Facts {
 
     /// Whether a host name had a lease that was taken away, or that another one took the place of, and has none since.
     /// Of very many the latest are known, and none of before the start of the process.
-    pub fn has_left(&self, hostname: &Label) -> bool {
-        self.left.contains(hostname)
+    pub fn was_released(&self, hostname: &Label) -> bool {
+        self.released.contains(hostname)
     }
 
-    /// What the probes found of a backend of an app.
-    pub fn health(&self, app: &Arc<str>, key: BackendKey) -> Option<&Health> {
+    /// What the probes of an app found of a backend that they ask so.
+    pub fn health(&self, app: &Arc<str>, key: ProbeKey) -> Option<&Health> {
         self.health.get(&(app.clone(), key))
     }
 
     /// Everything that the probes found: app, backend and verdict.
-    pub fn verdicts(&self) -> impl Iterator<Item = (&Arc<str>, BackendKey, &Health)> {
+    pub fn verdicts(&self) -> impl Iterator<Item = (&Arc<str>, ProbeKey, &Health)> {
         self.health.iter().map(|((app, key), health)| (app, *key, health))
     }
 
@@ -131,14 +131,14 @@ impl Facts {
                     held.into_iter().chain(there).chain([Arc::new(lease.clone())]).collect();
                 leases.iter().for_each(|lease| self.touch_lease(lease, touched));
                 let gone = self.ledger.put(lease);
-                gone.iter().for_each(|lease| self.note_left(lease));
+                gone.iter().for_each(|lease| self.note_released(lease));
                 leases.iter().for_each(|lease| self.touch_lease(lease, touched));
             }
             Change::ForgetLease(ip) => {
                 if let Some(lease) = self.ledger.at(ip).cloned() {
                     self.touch_lease(&lease, touched);
                     self.ledger.remove(ip);
-                    self.note_left(&lease);
+                    self.note_released(&lease);
                     self.touch_lease(&lease, touched);
                 }
             }
@@ -157,7 +157,7 @@ impl Facts {
                     Some(health) => self.health.insert((app.clone(), key), health),
                     None => self.health.remove(&(app.clone(), key)),
                 };
-                touched.names.extend(derive::names_of_app(self, &app, key));
+                touched.names.extend(derive::names_of_app(self, &app, key.backend));
             }
             Change::Wan(wan) => {
                 self.wan = wan;
@@ -214,15 +214,15 @@ impl Facts {
         Arc::make_mut(&mut self.intent)
     }
 
-    fn note_left(&mut self, lease: &Lease) {
+    fn note_released(&mut self, lease: &Lease) {
         let Some(hostname) = &lease.hostname else { return };
         if self.ledger.of_hostname(&lease.network, hostname).next().is_some() {
             return;
         }
-        self.left.retain(|name| name != hostname);
-        self.left.push_back(hostname.clone());
-        if self.left.len() > MOST_LEFT {
-            self.left.pop_front();
+        self.released.retain(|name| name != hostname);
+        self.released.push_back(hostname.clone());
+        if self.released.len() > MOST_RELEASED {
+            self.released.pop_front();
         }
     }
 

@@ -61,7 +61,7 @@ pub use circle::Circle;
 pub use facts::{Change, Facts, Touched};
 pub use forward::{Forward, ForwardTarget, ResolvedForward, StreamPolicy};
 pub use header_field::{FieldError, check_field_value, editable_field, is_token, is_token_octet};
-pub use health::{BackendKey, Health, HealthState};
+pub use health::{BackendKey, Health, HealthState, ProbeKey, Question};
 pub use intent::{AutoVhost, CustomOption, Intent, Network, Owned, Protocol, Reservation, Source};
 pub use lease::{Lease, LeaseState};
 pub use ledger::Ledger;

@@ -1,7 +1,8 @@
 use std::sync::Arc;
 
 use crate::{
-    BackendKey, BackendProtocol, BackendTls, Health, HealthPolicy, Name, Redirect, Source, VhostPolicy,
+    BackendKey, BackendProtocol, BackendTls, Health, HealthPolicy, Name, Question, Redirect, Source,
+    VhostPolicy,
 };
 
 /// What the proxy does with requests for one host name.
@@ -148,6 +149,11 @@ impl UpstreamKey {
 }
 
 impl Service {
+    /// What its probes ask.
+    pub fn question(&self) -> Question {
+        Question::new(self.protocol, &self.tls, &self.health)
+    }
+
     /// One of its backends, and how it is spoken to.
     pub fn upstream(&self, backend: BackendKey) -> UpstreamKey {
         UpstreamKey::new(backend, self.protocol, &self.tls)

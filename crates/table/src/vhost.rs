@@ -227,9 +227,14 @@ impl HealthPolicy {
         HealthPolicy { kind: ProbeKind::Connect, ..HealthPolicy::default() }
     }
 
+    /// Whether it is what everybody gets.
+    pub fn is_default(&self) -> bool {
+        *self == **DEFAULT_HEALTH
+    }
+
     /// The policy to be kept: the one shared default if it is no different.
     pub fn shared(&self) -> Arc<HealthPolicy> {
-        if *self == **DEFAULT_HEALTH { DEFAULT_HEALTH.clone() } else { Arc::new(self.clone()) }
+        if self.is_default() { DEFAULT_HEALTH.clone() } else { Arc::new(self.clone()) }
     }
 }
 

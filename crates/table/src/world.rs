@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Backend, BackendTarget, Facts, Forward, Ipv4Net, Label, Lease, Mac, Name, Network, Protocol,
-    ResolvedForward, Route, Source, Touched, Vhost, Zones, derive,
+    ResolvedForward, Route, Service, Source, Touched, Vhost, Zones, derive,
 };
 
 /// The number of a published world. It only ever grows, across restarts too.
@@ -152,12 +152,13 @@ impl World {
 
     /// The backend that a target of a forward stands for now; `None` while its app has no address.
     pub fn forward_target(&self, forward: &Forward, target: &BackendTarget) -> Option<Backend> {
-        derive::target_backend(&self.facts, &forward.health_name(), target)
+        derive::forward_target(&self.facts, forward, target)
     }
 
-    /// The backend that a target of an app's vhost stands for now; `None` while the app that it names has no address.
-    pub fn backend_of(&self, app: &Arc<str>, target: &BackendTarget) -> Option<Backend> {
-        derive::target_backend(&self.facts, app, target)
+    /// The backend that a target of a service of an app stands for now; `None` while the app that it names has no
+    /// address.
+    pub fn backend_of(&self, app: &Arc<str>, service: &Service, target: &BackendTarget) -> Option<Backend> {
+        derive::target_backend(&self.facts, app, target, service.question())
     }
 
     /// Whether any lease or reservation, present or past, has this host name. One that nobody ever had is misspelt,

@@ -111,7 +111,11 @@ impl Table {
     }
 
     fn health(&mut self, app: &str, backend: &str, epoch: u64, state: HealthState) {
-        let key = BackendKey { addr: backend.parse().unwrap(), epoch };
+        // What a forward asks; vhosts ask the default question here.
+        let forwards = self.facts.intent().forwards.values();
+        let forward = forwards.map(|(_, forward)| forward).find(|forward| *forward.health_name() == *app);
+        let question = Question::plain(forward.and_then(|forward| forward.health.as_deref()));
+        let key = ProbeKey { backend: BackendKey { addr: backend.parse().unwrap(), epoch }, question };
         let health = Health { state, since: Timestamp(1), reason: None };
         self.apply(Change::Health(app.into(), key, Some(health)));
     }
@@ -434,7 +438,7 @@ fn patching_gives_the_same_world_as_deriving() {
                 9 => Change::RemoveVhost(["v", "w", "a"][below(3) as usize].parse().unwrap()),
                 10 => {
                     let epoch = table.facts.ledger().bound_at(ip(last)).map_or(0, |lease| lease.epoch);
-                    let key = BackendKey { addr: SocketAddrV4::new(ip(last), 80), epoch };
+                    let key = ProbeKey::plain(BackendKey { addr: SocketAddrV4::new(ip(last), 80), epoch });
                     let health = Health { state: HealthState::Healthy, since: Timestamp(step), reason: None };
                     Change::Health(name.into(), key, (below(3) > 0).then_some(health))
                 }

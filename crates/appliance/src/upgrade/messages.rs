@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use proximity_dhcp::Held;
 use proximity_net::FdChannel;
-use proximity_table::{BackendKey, Change, Generation, Health};
+use proximity_table::{Change, Generation, Health, ProbeKey};
 use serde::{Deserialize, Serialize};
 
 use super::sockets::Label;
@@ -55,7 +55,7 @@ pub struct State {
     /// The old process.
     pub pid: u32,
     /// What the probes found.
-    pub verdicts: Vec<(Arc<str>, BackendKey, Health)>,
+    pub verdicts: Vec<(Arc<str>, ProbeKey, Health)>,
     /// The WAN's default gateway.
     pub gateway: Option<Ipv4Addr>,
     /// The WAN's lease.

@@ -3,13 +3,14 @@ use std::sync::Arc;
 
 use proximity_proxy::{HealthReport, Reason, probe};
 use proximity_table::{
-    BackendTarget, Change, Forward, Health, HealthPolicy, HealthState, LeaseState, Protocol, Source,
-    Timestamp,
+    BackendProtocol, BackendTarget, BackendTls, Change, Forward, Health, HealthPolicy, HealthState,
+    LeaseState, ProbeKey, Protocol, Service, Source, Timestamp, VhostPath,
 };
 use socket2::{Domain, Socket, Type};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::probes::tls_backend;
 use crate::support::{Backend, PATIENCE, Proxy, Table, lease, vhost};
 
 /// Runs the prober of a table on a thread; what it reports comes out here.
@@ -54,7 +55,7 @@ fn an_app_is_starting_until_a_probe_passes_and_then_served() {
 
     let (app, key, health) = next(&mut reports);
     let health = health.unwrap();
-    assert_eq!((health.state, &*app, key.epoch), (HealthState::Unproven, "wiki", 1));
+    assert_eq!((health.state, &*app, key.backend.epoch), (HealthState::Unproven, "wiki", 1));
     table.change(Change::Health(app, key, Some(health)));
     // Somebody on the app network is told what the probe saw.
     assert!(proxy.get("wiki.prox.local", "/").text().contains("connection refused"));
@@ -87,7 +88,10 @@ fn probes_follow_the_table() {
     wiki.health = HealthPolicy { uri: "/up".to_owned(), ..HealthPolicy::default() };
     table.change(Change::Vhost(Source::Api, wiki.clone().into()));
     let (app, key, health) = next(&mut reports);
-    assert_eq!((&*app, key.addr, health.unwrap().state), ("wiki", backend.addr, HealthState::Healthy));
+    assert_eq!(
+        (&*app, key.backend.addr, health.unwrap().state),
+        ("wiki", backend.addr, HealthState::Healthy)
+    );
     assert_eq!(backend.requests()[0].line, "GET /up HTTP/1.1");
 
     // A removed vhost is forgotten, so that the facts do not grow; a new one starts unproven.
@@ -134,6 +138,7 @@ fn verdicts_of_another_process_hold_until_a_probe_says_otherwise() {
         .next()
         .expect("a backend")
         .key;
+    let key = ProbeKey::plain(key);
     let healthy = Health { state: HealthState::Healthy, since: Timestamp(1), reason: None };
     table.change(Change::Health("wiki".into(), key, Some(healthy)));
     let mut reports = probing(&table);
@@ -157,7 +162,7 @@ fn targets_of_forwards_are_probed_by_connecting() {
     forward.health = Some(HealthPolicy { interval: 1, ..HealthPolicy::connect() }.into());
     table.change(Change::Forward(Source::Api, forward));
     let (name, key, refused) = next(&mut reports);
-    assert_eq!((&*name, key.addr.port()), ("tcp/2222", port));
+    assert_eq!((&*name, key.backend.addr.port()), ("tcp/2222", port));
     assert_eq!(refused.expect("a verdict").state, HealthState::Unproven);
     socket.listen(16).unwrap();
     let (.., well) = next(&mut reports);
@@ -169,4 +174,48 @@ fn targets_of_forwards_are_probed_by_connecting() {
     assert_eq!(next(&mut reports).2.expect("a verdict").state, HealthState::Unhealthy);
     table.change(Change::RemoveForward(Protocol::Tcp, 2222));
     assert_eq!(next(&mut reports), (name, key, None));
+}
+
+/// A path that speaks otherwise to the address of the root has a verdict of its own, and so has one with another check.
+#[test]
+fn services_at_one_address_each_have_the_verdict_on_what_they_ask() {
+    let mut wiki = vhost("wiki", &[tls_backend(include_bytes!("certificates/self_signed.pem"))]);
+    let up = HealthPolicy { uri: "/up".to_owned(), ..HealthPolicy::default() };
+    wiki.health = up.clone();
+    let path = |prefix: &str, protocol, health| VhostPath {
+        prefix: prefix.to_owned(),
+        strip: false,
+        backends: wiki.backends.clone(),
+        protocol,
+        tls: BackendTls::default(),
+        health,
+        redirect: None,
+    };
+    wiki.paths = vec![
+        path("/encrypted", BackendProtocol::Https, up.clone()),
+        path("/checked", BackendProtocol::Https, HealthPolicy { status: Some((200, 200)), ..up.clone() }),
+        path("/same", BackendProtocol::Http, up),
+    ];
+    let mut table = Table::of(vec![wiki]);
+    let mut reports = probing(&table);
+    for _ in 0..3 {
+        let (app, key, health) = next(&mut reports);
+        table.change(Change::Health(app, key, health));
+    }
+    let world = table.snapshot.load();
+    let route = world.route("wiki.prox.local").expect("a route");
+    let found = |service: &Service| {
+        let health = service.candidates[0].health.clone().expect("a verdict");
+        (health.state, health.reason.unwrap_or_default())
+    };
+    let at = |prefix: &str| {
+        let path = route.paths.iter().find(|path| *path.prefix == *prefix).expect("the path");
+        found(path.action.service().expect("backends"))
+    };
+    let (state, reason) = found(route.root.service().expect("backends"));
+    assert!(state == HealthState::Unproven && reason.contains("set protocol = \"https\""), "{reason}");
+    assert_eq!(at("/same"), (state, reason));
+    assert_eq!(at("/encrypted"), (HealthState::Healthy, String::new()));
+    assert_eq!(at("/checked"), (HealthState::Unproven, "/up answered 204, not 200".to_owned()));
+    assert_eq!(world.facts.verdicts().count(), 3, "the same question is asked once");
 }
