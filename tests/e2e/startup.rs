@@ -86,5 +86,5 @@ fn a_second_appliance_takes_nothing_from_the_first() {
     let said = format!("{second:?}");
     assert!(!second.status.success(), "{said}");
     assert!(said.contains("cannot listen on UDP 10.20.0.1:53"), "{said}");
-    assert_eq!(site.api().get("/status")["status"], "healthy", "the first one does not notice");
+    assert_eq!(site.api().get("/status")["health_status"], "healthy", "the first one does not notice");
 }

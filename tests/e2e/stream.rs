@@ -276,7 +276,8 @@ fn a_million_requests_and_200_websockets_outlive_changes_reloads_and_upgrades() 
         let manner = MANNERS.iter().find(|(manner, _)| manner.name == *name);
         let declined = manner.map_or(STREAMS, |(manner, _)| manner.depth - 1);
         assert!(tally.answers > 0 && tally.resent <= tally.renewed * declined, "{name}: {tally:?}");
-        assert!(tally.renewed <= UPGRADES, "{name}: {tally:?}");
+        // Once for each upgrade, and once more where a thread took the new connection that had not heard of it yet.
+        assert!(tally.renewed <= 2 * UPGRADES, "{name}: {tally:?}");
     }
     // Changes and reloads cost no connection: each data thread opens as many as its clients want at a time.
     let at_a_time = MANNERS.iter().map(|(_, count)| count).sum::<usize>() + STREAMS;
