@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod blocklist;
 mod cache;
 mod datagrams;
 mod ede;
@@ -17,6 +18,7 @@ mod front;
 mod health;
 mod kept;
 mod link;
+mod list_syntax;
 mod listen;
 mod lookup;
 mod query;
@@ -33,10 +35,12 @@ mod udp;
 mod upstream_tls;
 
 pub use answer::{Asker, Outcome, Transport, answer, in_zone, recursion_allowed};
+pub use blocklist::{HashKey, NameSet, NameSetBuilder};
 pub use ede::Ede;
 pub use foreign::{Foreign, ForeignName};
 pub use forward::{ForwardError, ForwardStatus, Forwarder};
 pub use health::UpstreamStatus;
+pub use list_syntax::{ListLimits, ListReader, NameList};
 pub use listen::{listen_tcp, listen_udp};
 pub use lookup::{LookedUp, Lookup, LookupError, look_up};
 pub use proximity_table::{Upstream, UpstreamError};
