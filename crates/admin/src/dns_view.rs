@@ -74,3 +74,27 @@ pub struct UpstreamView {
     pub last_answer: Option<String>,
     pub last_failure: Option<String>,
 }
+
+/// Names that are blocked together.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct BlocklistView {
+    /// The file; absent when the names stand in the configuration.
+    pub list: Option<String>,
+    pub names: usize,
+    /// Names that are let through.
+    pub allowed: usize,
+    /// Of memory.
+    pub octets: usize,
+    /// Lines that were not understood.
+    pub skipped: u64,
+    /// The numbers of the first of them.
+    pub first_skipped: Vec<u64>,
+    /// Whether there was more than is read of a list.
+    pub is_cut: bool,
+    pub read: Option<String>,
+    /// Questions that it blocked.
+    pub blocked: u64,
+    /// Why the file could not be read the last time; what was read before stays in force.
+    pub error: Option<String>,
+}

@@ -35,7 +35,9 @@ use proximity_table::{
 };
 
 pub use auth::Token;
-pub use dns_view::{AnsweredRecord, DnsAnswerView, FlushInput, Flushed, QuestionInput, UpstreamView};
+pub use dns_view::{
+    AnsweredRecord, BlocklistView, DnsAnswerView, FlushInput, Flushed, QuestionInput, UpstreamView,
+};
 pub use explain::{ExplainView, Said, StepView, Subject};
 pub use forward_view::{
     DialFailure, ForwardFigures, ForwardTargetView, ForwardView, LastDial, Stopped, TargetFigures,

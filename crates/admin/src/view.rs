@@ -9,7 +9,7 @@ use proximity_table::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{LoadView, UpstreamView, VhostView};
+use crate::{BlocklistView, LoadView, UpstreamView, VhostView};
 
 /// A list, and how many there are.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -118,6 +118,9 @@ pub struct Status {
     /// Who is asked about names of others.
     #[serde(default)]
     pub upstreams: Vec<UpstreamView>,
+    /// What is blocked by what.
+    #[serde(default)]
+    pub blocklists: Vec<BlocklistView>,
     /// What is wrong, in words.
     pub problems: Vec<String>,
     /// Where the configuration comes from.

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use hyper::Method;
 use proximity_admin::{
-    AppView, LeaseView, Page, RecordInput, RecordView, Reloaded, ReservationInput, Status, Upgraded,
+    AppView, BlocklistView, LeaseView, Page, RecordInput, RecordView, Reloaded, ReservationInput, Status,
+    Upgraded,
 };
 use proximity_config::Config;
 use serde::Serialize;
@@ -128,6 +129,9 @@ pub fn status(asked: &Asked) -> Done {
             say!("! backend {} of {}: {}", circuit.backend, circuit.app, circuit.note);
         }
         warn(&status.warnings);
+        for blocklist in &status.blocklists {
+            say!("{}", in_words(blocklist));
+        }
         say!("");
         let services = status.services.iter().map(|(name, healthy)| {
             vec![name.clone(), if *healthy { "running" } else { "not running" }.to_owned()]
@@ -331,6 +335,27 @@ pub fn warn(warnings: impl IntoIterator<Item = impl std::fmt::Display>) {
 
 pub fn text(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+/// A blocklist on one line.
+fn in_words(blocklist: &BlocklistView) -> String {
+    let list = blocklist.list.as_deref().unwrap_or("names of the configuration");
+    let mut words = format!("blocked by {list}: {} names", blocklist.names);
+    if blocklist.allowed > 0 {
+        words += &format!(", {} let through", blocklist.allowed);
+    }
+    if blocklist.skipped > 0 {
+        let lines: Vec<String> = blocklist.first_skipped.iter().map(u64::to_string).collect();
+        let more = if blocklist.skipped > lines.len() as u64 { ", …" } else { "" };
+        words += &format!(", {} lines skipped ({}{more})", blocklist.skipped, lines.join(", "));
+    }
+    if blocklist.is_cut {
+        words += ", cut because it is too long";
+    }
+    if let Some(read) = blocklist.read.as_ref().filter(|_| blocklist.list.is_some()) {
+        words += &format!(", read {read}");
+    }
+    words + &format!(", {} questions", blocklist.blocked)
 }
 
 /// A path segment: whatever is not plain is written as its octets.

@@ -101,6 +101,7 @@ impl Control {
                 hangs.as_secs()
             ));
         }
+        problems.extend(self.data.blocking().troubles());
         problems.extend(Waiting::advice(&running.waiting));
         problems
     }
@@ -214,6 +215,7 @@ impl Control {
             ("vhosts_unhealthy", unhealthy as u64),
             ("dns_queries", dns.udp_queries + dns.tcp_queries),
             ("dns_forwarded", dns.forwarded),
+            ("dns_blocked", dns.blocked),
             ("dns_cache_hits", dns.cache_hits),
             ("dns_upstream_failures", dns.upstream_failures),
             ("dns_cached", forwarding.cached),
@@ -265,6 +267,7 @@ impl Appliance for Control {
             drops: self.drops(),
             circuits: self.circuits(&world),
             upstreams: self.dns_upstreams(),
+            blocklists: self.data.blocking().views(),
             problems,
             config_file: self.config_path.display().to_string(),
             needs_restart,
@@ -324,7 +327,8 @@ impl Appliance for Control {
     }
 
     async fn ask_dns(&self, name: Name, rtype: String) -> Result<DnsAnswerView, Problem> {
-        forwarding::ask(self.registrar.world().clone(), self.forwarder.clone(), name, rtype).await
+        let policy = self.data.blocking().published();
+        forwarding::ask(self.registrar.world().clone(), self.forwarder.clone(), policy, name, rtype).await
     }
 
     fn forward_figures(&self, forward: &ResolvedForward) -> ForwardFigures {
@@ -483,6 +487,7 @@ impl Appliance for Control {
             Ok(forwarder) => forwarder.into_iter().for_each(|new| self.forwarder.store(Arc::new(new))),
             Err(error) => log!(Error, "dns", "the upstreams stay as they were", error = error),
         }
+        self.data.blocking().follow(&new);
         self.data.set_proxy_settings(&new.proxy.settings);
         let generation = self.registrar.set_intent(new.intent).await;
         self.data.follow_forwards();

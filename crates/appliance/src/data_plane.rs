@@ -23,6 +23,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::blocking::Blocking;
 use crate::upgrade::sockets::{Inherited, Kept, Label, deal};
 use crate::{clock, log, salt};
 
@@ -43,6 +44,7 @@ pub struct DataThreads {
     access_log: Mutex<Option<AccessLog>>,
     world: Arc<ArcSwap<World>>,
     forwarder: Arc<ArcSwap<Forwarder>>,
+    blocking: Arc<Blocking>,
     /// What the threads' proxies know together; it stays while the service is stopped.
     shared: Arc<Shared>,
     proxy: Mutex<Vec<Arc<Counters>>>,
@@ -125,6 +127,7 @@ impl DataThreads {
             access_log: Mutex::new(config.proxy.enabled.then(|| start_access_log(config)).flatten()),
             world: world.clone(),
             forwarder: forwarder.clone(),
+            blocking: Arc::new(Blocking::new(config)),
             shared: Arc::new(shared.with_authorities(authorities)),
             proxy: Mutex::default(),
             dns: (0..count).map(|_| Arc::default()).collect(),
@@ -160,6 +163,11 @@ impl DataThreads {
             self.serve_proxy(proxy_sockets(config, self.threads(), &mut Inherited::default())?);
         }
         Ok(())
+    }
+
+    /// Names that are blocked.
+    pub fn blocking(&self) -> &Arc<Blocking> {
+        &self.blocking
     }
 
     /// The ports that are forwarded here.
@@ -250,7 +258,8 @@ impl DataThreads {
         let (course, stopped) = watch::channel(false);
         for ((inbox, stats), (udp, tcp)) in lock(&self.inboxes).iter().zip(&self.dns).zip(hands) {
             let server =
-                DnsServer::new(self.world.clone(), self.forwarder.clone(), stats.clone(), clock::now);
+                DnsServer::new(self.world.clone(), self.forwarder.clone(), stats.clone(), clock::now)
+                    .with_policy(self.blocking.published());
             // A thread that ended has said so.
             let _ = inbox.send(Work::Dns(udp, tcp, server, stopped.clone()));
         }

@@ -7,7 +7,9 @@ use proximity_admin::{
     AnsweredRecord, DnsAnswerView, MetricKind, MetricsText, Problem, UpstreamView, rfc3339,
 };
 use proximity_config::Config;
-use proximity_dns::{DnsSettings, ForwardStatus, Forwarder, LookedUp, TtlBounds, UpstreamStatus};
+use proximity_dns::{
+    DnsSettings, ForwardStatus, Forwarder, LookedUp, PublishedPolicy, TtlBounds, UpstreamStatus,
+};
 use proximity_table::{Name, Timestamp, World};
 
 use crate::clock;
@@ -33,10 +35,11 @@ pub fn settings(config: &Config) -> DnsSettings {
 pub async fn ask(
     world: Arc<ArcSwap<World>>,
     forwarder: Arc<ArcSwap<Forwarder>>,
+    policy: PublishedPolicy,
     name: Name,
     rtype: String,
 ) -> Result<DnsAnswerView, Problem> {
-    let asked = proximity_dns::look_up(world, forwarder, clock::now, &name, &rtype).await;
+    let asked = proximity_dns::look_up(world, forwarder, policy, clock::now, &name, &rtype).await;
     let lookup = asked.map_err(Problem::explained)?;
     let record = |record: LookedUp| AnsweredRecord {
         name: record.name,

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod api_client;
+mod blocking;
 mod cli;
 mod clock;
 mod commands;

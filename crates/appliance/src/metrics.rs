@@ -34,6 +34,7 @@ pub fn page(control: &Control) -> String {
     dhcp(&mut page, control);
     dns(&mut page, &control.data.dns_totals());
     forwarding::figures(&mut page, &control.forwarder.load().status());
+    control.data.blocking().figures(&mut page);
     proxy(&mut page, &control.data.proxy_totals());
     let (apps, others) = control.data.app_totals();
     by_app(&mut page, &apps, &others);
@@ -88,6 +89,7 @@ fn dns(page: &mut MetricsText, dns: &DnsSnapshot) {
     let mut single = |name, help, value| page.single(name, Counter, help, value);
     single("proximity_dns_forwarded_total", "Questions about names of others.", dns.forwarded);
     single("proximity_dns_cache_hits_total", "Of those, the ones answered from the cache.", dns.cache_hits);
+    single("proximity_dns_blocked_total", "Questions about names that are blocked.", dns.blocked);
     let failures = dns.upstream_failures;
     single(
         "proximity_dns_upstream_failures_total",

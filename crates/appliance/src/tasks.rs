@@ -91,6 +91,7 @@ impl Tasks {
                 tokio::spawn(watch_firewall(control.kernel.clone())).abort_handle(),
                 spawn_prober(control),
                 tokio::spawn(follow_forwards(control.clone())).abort_handle(),
+                tokio::spawn(control.data.blocking().clone().run()).abort_handle(),
                 tokio::spawn(tidy(control.clone())).abort_handle(),
             ],
             export: tokio::spawn(export),

@@ -150,6 +150,20 @@ impl Check<'_> {
             );
         }
         if self.config.dns.enabled {
+            let known = |name: &str| self.config.intent.networks.iter().any(|network| *network.name == *name);
+            for network in self.config.dns.block.iter().flat_map(|block| &block.networks) {
+                if !known(network.as_str()) {
+                    let message = format!("dns.block is for `{network}`, which is no app network");
+                    let is_meant = |table: &dyn TableLike| {
+                        let names = table.get("networks").and_then(Item::as_array);
+                        names.is_some_and(|names| {
+                            names.iter().any(|name| name.as_str() == Some(network.as_str()))
+                        })
+                    };
+                    let place = self.places.of("dns.block", is_meant, &["networks"]);
+                    self.add(place, message, "write the name of a [[network]]");
+                }
+            }
             for (message, hint) in self.config.dns.upstream_trouble(&dns_listens(self.config)) {
                 self.add(self.places.key("dns", "upstream"), message, hint);
             }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use imbl::OrdMap;
-use proximity_table::{Name, Owned, Record, RecordType, Upstream};
+use proximity_table::{Label, Name, Owned, Record, RecordType, Upstream};
 
 use crate::objects;
 use crate::section::Section;
@@ -41,6 +41,38 @@ pub struct Dns {
     pub rebind_protection: bool,
     /// Domains of which such answers are let through.
     pub rebind_exempt: Vec<Name>,
+    /// Names of others that are blocked.
+    pub block: Vec<Block>,
+}
+
+/// `[[dns.block]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// A file of names.
+    pub list: Option<PathBuf>,
+    /// Further names, each with all below it.
+    pub names: Vec<Name>,
+    /// Names that are let through, each with all below it.
+    pub allow: Vec<Name>,
+    /// The app networks that it holds for; with `apps` empty too: everybody.
+    pub networks: Vec<Label>,
+    /// The apps that it holds for.
+    pub apps: Vec<Label>,
+    /// What is said about a blocked name.
+    pub answer: Blocked,
+    /// Seconds until it is looked whether the file has changed.
+    pub refresh: u32,
+}
+
+/// What is said about a blocked name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blocked {
+    /// The addresses 0.0.0.0 and ::.
+    Zero,
+    /// There is no such name.
+    NxDomain,
+    /// REFUSED.
+    Refused,
 }
 
 /// Records by owner and type.
@@ -63,6 +95,7 @@ pub fn read(root: &mut Section<'_>, domain: &Name) -> (Dns, Records) {
         prefetch: table.boolean("prefetch", true),
         rebind_protection: table.boolean("rebind_protection", true),
         rebind_exempt: domains(&mut table, "rebind_exempt"),
+        block: Vec::new(),
     };
     if dns.cache_min_ttl > dns.cache_max_ttl {
         table.refuse("cache_min_ttl", "dns.cache_min_ttl is more than dns.cache_max_ttl", "write less");
@@ -87,6 +120,8 @@ pub fn read(root: &mut Section<'_>, domain: &Name) -> (Dns, Records) {
         forward.finish();
     }
     table.bound("forward", dns.forward.len());
+    dns.block = table.tables("block").into_iter().map(block).collect();
+    table.bound("block", dns.block.len());
     let records = objects::records(&mut table, domain);
     table.finish();
     (dns, records)
@@ -119,6 +154,48 @@ impl Dns {
         }
         trouble
     }
+}
+
+fn block(mut table: Section<'_>) -> Block {
+    let mut labels = |key, expected| {
+        let labels = table.list(key, expected, |text| text.parse().ok()).unwrap_or_default();
+        table.bound(key, labels.len());
+        labels
+    };
+    let networks = labels("networks", "names of app networks such as \"apps\"");
+    let apps = labels("apps", "names of apps such as \"jellyfin\"");
+    let list = table.text("list");
+    if let Some(list) = &list {
+        let is_url = list.contains("://");
+        if is_url || !list.starts_with('/') || list.len() > 4096 || list.contains(char::is_control) {
+            let hint = match is_url {
+                true => {
+                    "lists are read from files: have a timer fetch it, such as `curl -fsSo /var/lib/lists/ads.txt URL`, and write that path"
+                }
+                false => "begin the path with /",
+            };
+            table.refuse("list", &format!("`{list}` is not the path of a file"), hint);
+        }
+    }
+    let block = Block {
+        list: list.map(PathBuf::from),
+        names: domains(&mut table, "names"),
+        allow: domains(&mut table, "allow"),
+        networks,
+        apps,
+        answer: match table.word("answer", &["zero", "nxdomain", "refused"]) {
+            "nxdomain" => Blocked::NxDomain,
+            "refused" => Blocked::Refused,
+            _ => Blocked::Zero,
+        },
+        refresh: table.duration("refresh", 86_400, 60),
+    };
+    if block.list.is_none() && block.names.is_empty() && block.allow.is_empty() {
+        let hint = "write list = \"/etc/proximity/ads.txt\" or names = [\"ads.example\"]";
+        table.refuse_all("dns.block without names", hint);
+    }
+    table.finish();
+    block
 }
 
 fn domains(table: &mut Section<'_>, key: &'static str) -> Vec<Name> {

@@ -25,7 +25,7 @@ use std::path::PathBuf;
 
 use proximity_table::{Intent, Ipv4Net, Label, Name, Protocol};
 
-pub use dns::Dns;
+pub use dns::{Block, Blocked, Dns};
 pub use json::{forward_from_json, vhost_from_json};
 use places::Places;
 pub use problem::{Problem, Report};

@@ -365,3 +365,36 @@ upstream = ["10.1.1.1"]
         assert!(report.contains(problem), "{text}: {report}");
     }
 }
+
+/// Each key of a blocklist is read, and what cannot be meant is refused where it stands.
+#[test]
+fn names_are_blocked_by_lists() {
+    let text = r#"[[dns.block]]
+list = "/etc/proximity/ads.txt"
+allow = ["good.example"]
+refresh = "1h"
+[[dns.block]]
+names = ["ads.example", "*.tracker.example"]
+networks = ["apps"]
+apps = ["tv"]
+answer = "nxdomain"
+"#;
+    let block = Config::parse(text).unwrap().dns.block;
+    assert_eq!(block[0].list.as_deref(), Some(std::path::Path::new("/etc/proximity/ads.txt")));
+    assert_eq!((block[0].allow[0].to_string(), block[0].refresh), ("good.example".into(), 3600));
+    assert_eq!((block[0].answer, block[1].answer), (crate::Blocked::Zero, crate::Blocked::NxDomain));
+    assert_eq!((block[1].names[1].to_string(), block[1].refresh), ("tracker.example".into(), 86_400));
+    assert_eq!((block[1].networks[0].as_str(), block[1].apps[0].as_str()), ("apps", "tv"));
+    for (keys, problem) in [
+        ("list = \"https://lists.example/ads.txt\"", "lists are read from files"),
+        ("list = \"ads.txt\"", "begin the path with /"),
+        ("answer = \"drop\"\nnames = [\"a.example\"]", "write one of zero, nxdomain, refused"),
+        ("answer = \"zero\"", "dns.block without names"),
+        ("names = [\"a..b\"]", "names"),
+        ("names = [\"a.example\"]\nnetworks = [\"lan\"]", "`lan`, which is no app network"),
+        ("names = [\"a.example\"]\nrefresh = \"1s\"", "refresh"),
+    ] {
+        let report = Config::parse(&format!("[[dns.block]]\n{keys}\n")).unwrap_err().to_string();
+        assert!(report.contains(problem), "{keys}: {report}");
+    }
+}

@@ -172,7 +172,7 @@ pub(crate) fn failure(out: &mut Vec<u8>, foreign: &Foreign, rcode: Rcode, ede: O
 }
 
 /// Writes the OPT record and what the header does not say yet.
-fn end(
+pub(crate) fn end(
     out: &mut Vec<u8>,
     foreign: &Foreign,
     mut counts: [u16; 3],

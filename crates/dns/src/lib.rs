@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod blocklist;
 mod cache;
 mod datagrams;
 mod ede;
@@ -17,8 +18,10 @@ mod front;
 mod health;
 mod kept;
 mod link;
+mod list_syntax;
 mod listen;
 mod lookup;
+mod policy;
 mod query;
 mod race;
 mod rebind;
@@ -33,12 +36,15 @@ mod udp;
 mod upstream_tls;
 
 pub use answer::{Asker, Outcome, Transport, answer, in_zone, recursion_allowed};
+pub use blocklist::{HashKey, NameSet, NameSetBuilder};
 pub use ede::Ede;
 pub use foreign::{Foreign, ForeignName};
 pub use forward::{ForwardError, ForwardStatus, Forwarder};
 pub use health::UpstreamStatus;
+pub use list_syntax::{ListLimits, ListReader, NameList};
 pub use listen::{listen_tcp, listen_udp};
 pub use lookup::{LookedUp, Lookup, LookupError, look_up};
+pub use policy::{BlockAnswer, BlockRule, Policy, PublishedPolicy};
 pub use proximity_table::{Upstream, UpstreamError};
 pub use query::{DropReason, Edns, Malformed, Query, Unanswerable};
 pub use reply::{OUR_UDP_SIZE, Rcode};

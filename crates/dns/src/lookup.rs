@@ -14,6 +14,7 @@ use proximity_table::{Name, Timestamp, World};
 use thiserror::Error;
 
 use crate::forward::Forwarder;
+use crate::policy::PublishedPolicy;
 use crate::reply::OUR_UDP_SIZE;
 use crate::server::DnsServer;
 use crate::stats::DnsStats;
@@ -29,7 +30,7 @@ pub struct Lookup {
     pub answers: Vec<LookedUp>,
     /// The authority section.
     pub authority: Vec<LookedUp>,
-    /// `zone`, `cache`, `upstream` or `nobody`.
+    /// `zone`, `blocked`, `cache`, `upstream` or `nobody`.
     pub origin: &'static str,
     /// What an extended error says, in the words of RFC 8914.
     pub error: Option<String>,
@@ -62,6 +63,7 @@ pub enum LookupError {
 pub async fn look_up(
     world: Arc<ArcSwap<World>>,
     forwarder: Arc<ArcSwap<Forwarder>>,
+    policy: PublishedPolicy,
     clock: fn() -> Timestamp,
     name: &Name,
     rtype: &str,
@@ -77,13 +79,14 @@ pub async fn look_up(
     message.set_edns(edns);
     let wire = message.to_vec().map_err(|_| LookupError::Unreadable)?;
     let stats = Arc::new(DnsStats::default());
-    let server = DnsServer::new(world, forwarder, stats.clone(), clock);
+    let server = DnsServer::new(world, forwarder, stats.clone(), clock).with_policy(policy);
     let started = Instant::now();
     let reply = server.resolve_wire(&wire, IpAddr::V4(Ipv4Addr::LOCALHOST)).await;
     let took = started.elapsed();
     let reply = reply.and_then(|reply| Message::from_vec(&reply).ok()).ok_or(LookupError::Unreadable)?;
     let counted = stats.snapshot();
     let origin = match (counted.forwarded, counted.cache_hits, counted.upstream_failures) {
+        (0, ..) if counted.blocked > 0 => "blocked",
         (0, ..) => "zone",
         (_, 1.., _) => "cache",
         (_, _, 1..) => "nobody",

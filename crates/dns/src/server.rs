@@ -11,6 +11,7 @@ use crate::answer::{Asker, Outcome, Transport, answer};
 use crate::foreign::Foreign;
 use crate::forward::{Forwarder, Origin, overloaded};
 use crate::front::Front;
+use crate::policy::{Policy, PublishedPolicy};
 use crate::query::DropReason;
 use crate::stats::{DnsStats, Over};
 use crate::{tcp, udp};
@@ -26,6 +27,14 @@ pub struct DnsServer {
     pub(crate) stats: Arc<DnsStats>,
     clock: fn() -> Timestamp,
     in_flight: Arc<Semaphore>,
+    policy: PublishedPolicy,
+}
+
+/// What holds for one batch of messages.
+pub(crate) struct Snapshot {
+    world: Arc<World>,
+    now: Timestamp,
+    policy: Option<Arc<Policy>>,
 }
 
 /// What is left to do about a message.
@@ -53,7 +62,13 @@ impl DnsServer {
         stats: Arc<DnsStats>,
         clock: fn() -> Timestamp,
     ) -> DnsServer {
-        DnsServer { world, forwarder, stats, clock, in_flight: Arc::new(Semaphore::new(IN_FLIGHT)) }
+        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
+        DnsServer { world, forwarder, stats, clock, in_flight, policy: PublishedPolicy::default() }
+    }
+
+    /// The same server, which does not look up what is blocked by whatever policy is published.
+    pub fn with_policy(self, policy: PublishedPolicy) -> DnsServer {
+        DnsServer { policy, ..self }
     }
 
     /// Serves a UDP socket that does not block, on a thread of its own, until `stop` becomes true or its sender is
@@ -79,16 +94,16 @@ impl DnsServer {
         }
     }
 
-    /// The published world and the time, to be used for one batch of messages.
-    pub(crate) fn snapshot(&self) -> (Arc<World>, Timestamp) {
-        (self.world.load_full(), (self.clock)())
+    /// What is published, and the time, to be used for one batch of messages.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Snapshot { world: self.world.load_full(), now: (self.clock)(), policy: self.policy.load_full() }
     }
 
     /// Answers one message as far as that goes without waiting. Only a question for an upstream allocates. `front` is
     /// what the calling thread has at hand of upstreams' answers.
     pub(crate) fn handle(
         &self,
-        (world, now): &(Arc<World>, Timestamp),
+        Snapshot { world, now, policy }: &Snapshot,
         over: Over,
         asker: Asker,
         message: &[u8],
@@ -103,7 +118,12 @@ impl DnsServer {
                 self.stats.dropped(reason);
                 return Next::Nothing;
             }
-            Outcome::Forward(foreign) => return self.elsewhere(foreign, front, *now, out),
+            Outcome::Forward(foreign) => {
+                let blocked = policy.as_ref().and_then(|policy| policy.answer(world, asker, &foreign, out));
+                let Some(rcode) = blocked else { return self.elsewhere(foreign, front, *now, out) };
+                self.stats.blocked();
+                self.stats.answer(rcode);
+            }
         }
         Next::Reply
     }

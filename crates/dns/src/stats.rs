@@ -11,6 +11,7 @@ pub struct DnsStats {
     answers: [AtomicU64; Rcode::ALL.len()],
     malformed: [AtomicU64; Malformed::ALL.len()],
     drops: [AtomicU64; DropReason::ALL.len()],
+    blocked: AtomicU64,
     forwarded: AtomicU64,
     cache_hits: AtomicU64,
     upstream_failures: AtomicU64,
@@ -46,6 +47,8 @@ pub struct DnsSnapshot {
     pub malformed: Vec<(&'static str, u64)>,
     /// Messages not answered, by reason.
     pub drops: Vec<(&'static str, u64)>,
+    /// Questions about names that are blocked.
+    pub blocked: u64,
     /// Questions about names of others.
     pub forwarded: u64,
     /// Of those, the ones answered from the cache.
@@ -73,6 +76,7 @@ impl DnsStats {
             answers: named(&Rcode::ALL.map(Rcode::as_str), &self.answers),
             malformed: named(&Malformed::ALL.map(Malformed::as_str), &self.malformed),
             drops: named(&DropReason::ALL.map(DropReason::as_str), &self.drops),
+            blocked: get(&self.blocked),
             forwarded: get(&self.forwarded),
             cache_hits: get(&self.cache_hits),
             upstream_failures: get(&self.upstream_failures),
@@ -110,6 +114,10 @@ impl DnsStats {
         }
     }
 
+    pub(crate) fn blocked(&self) {
+        add(&self.blocked);
+    }
+
     pub(crate) fn overloaded(&self) {
         add(&self.overloaded);
     }
@@ -133,6 +141,7 @@ impl DnsSnapshot {
         self.udp_queries += other.udp_queries;
         self.tcp_queries += other.tcp_queries;
         self.process_queries += other.process_queries;
+        self.blocked += other.blocked;
         self.forwarded += other.forwarded;
         self.cache_hits += other.cache_hits;
         self.upstream_failures += other.upstream_failures;

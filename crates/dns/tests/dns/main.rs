@@ -2,6 +2,7 @@
 
 mod aliases;
 mod authority;
+mod blocking;
 mod encrypted_upstreams;
 mod fixture;
 mod forwarding;
