@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use proximity_dns::{DnsServer, DnsSettings, DnsStats, Forwarder, Upstream};
+use proximity_dns::{DnsServer, DnsSettings, DnsStats, Forwarder, Guards, Upstream};
 use proximity_proxy::{AccessLog, Course, DataPlane, Shared, Snapshot};
 use proximity_store::Store;
 use proximity_table::{Change, Generation, LogSettings, ProxySettings, Source, World};
@@ -101,6 +101,10 @@ pub fn dns(names: usize, upstream: Option<SocketAddrV4>) -> Result<(), BenchErro
         Arc::new(DnsStats::default()),
         world::now,
     );
+    // As in the appliance, with a limit that one client does not meet.
+    let guards = Guards::new([7; 32]);
+    guards.set_rates(u32::MAX, 0);
+    let server = server.guarded(Arc::new(guards));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     LocalSet::new().block_on(&runtime, async {
         let socket = proximity_dns::listen_udp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;

@@ -99,6 +99,25 @@ fn what_is_added_is_there_and_what_is_removed_is_gone() {
     json(&site, &["dns", "rm", "note.prox.local.", "TXT"]);
     assert_eq!(dns.address("printer.prox.local"), None);
     refused(&site, &["dns", "rm", "printer", "A"], "there is no record");
+    for (name, rtype, value, added) in [
+        ("web", "https", "1 . alpn=h2,h3 ipv4hint=10.20.0.5", "web.prox.local HTTPS 1 . alpn=h2,h3"),
+        ("*.dev", "A", "10.20.0.60", "*.dev.prox.local A 10.20.0.60"),
+        ("nas.example.com.", "A", "10.20.0.61", "nas.example.com A 10.20.0.61"),
+        ("lab", "NS", "ns.lab", "lab.prox.local NS ns.lab.prox.local."),
+    ] {
+        let arguments: Vec<&str> = ["dns", "add", name, rtype].into_iter().chain(value.split(' ')).collect();
+        let said = done(&site, &arguments);
+        assert!(said.contains(added), "{said}");
+        assert!(done(&site, &["dns", "ls"]).contains(value.split(' ').next_back().unwrap_or_default()));
+    }
+    assert_eq!(dns.address("x.dev.prox.local"), Some([10, 20, 0, 60].into()));
+    assert_eq!(dns.address("nas.example.com"), Some([10, 20, 0, 61].into()));
+    for (name, rtype) in [("*.dev", "A"), ("nas.example.com", "A"), ("web", "HTTPS"), ("lab", "ns")] {
+        done(&site, &["dns", "rm", name, rtype]);
+    }
+    assert_eq!(dns.address("x.dev.prox.local"), None);
+    refused(&site, &["dns", "add", "@", "NS", "ns"], "cannot be delegated");
+    refused(&site, &["dns", "add", "web", "HTTPS", "1", ".", "apln=h2"], "alpn");
     refused(&site, &["dns", "add", "printer", "A", "not-an-address"], "not-an-address");
 
     done(&site, &["vhost", "add", "shop", "10.20.0.5:8080"]);

@@ -24,4 +24,5 @@ mod upgrade;
 mod upgrade_api;
 mod vhost_commands;
 mod vhosts;
+mod wan_dns;
 mod wire_order;

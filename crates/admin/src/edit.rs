@@ -153,12 +153,11 @@ pub fn add_record(facts: &Facts, new: Record) -> Result<Vec<Change>, Problem> {
     let all = &facts.intent().records;
     let rtype = new.data.rtype();
     let label = format!("{} {rtype}", new.name);
-    if !facts.intent().serves(&new.name) {
-        let hint = "use a name below the domain, or in the reverse zone of an app network";
-        return Err(Problem::invalid(format!("{} lies in no zone of this appliance", new.name), hint));
+    if let Some(trouble) = facts.intent().record_trouble(&new.name, rtype) {
+        return Err(Problem::explained(trouble));
     }
     let at_name = |kind: RecordType| all.contains_key(&(new.name.clone(), kind));
-    let others = all.range((new.name.clone(), RecordType::A)..=(new.name.clone(), RecordType::CAA)).count();
+    let others = facts.intent().records_of(&new.name).count();
     // RFC 1034 §3.6.2: no other data beside a CNAME.
     let clash = if rtype == RecordType::CNAME { others > 0 } else { at_name(RecordType::CNAME) };
     if clash {

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use proximity_table::{Intent, Mac, Name, Record, RecordData, Reservation};
+use proximity_table::{Intent, Mac, Name, Record, Reservation};
 use serde::{Deserialize, Serialize};
 
 use crate::Problem;
@@ -39,13 +39,10 @@ pub struct ReservationInput {
 }
 
 impl RecordInput {
-    /// The record that is meant; names are relative to `domain` unless they end with a dot.
+    /// The record that is meant; names are relative to `domain` unless they are whole.
     pub fn build(&self, domain: &Name) -> Result<Record, Problem> {
-        Ok(Record {
-            name: Name::relative(&self.name, domain).map_err(Problem::explained)?,
-            data: RecordData::parse(&self.rtype, &self.value, domain).map_err(Problem::explained)?,
-            ttl: self.ttl.unwrap_or(300),
-        })
+        let ttl = self.ttl.unwrap_or(300);
+        Record::parse(&self.name, &self.rtype, &self.value, ttl, domain).map_err(Problem::explained)
     }
 }
 

@@ -1,8 +1,8 @@
 //! What of a vhost differs from the default, spelled as it is written.
 
 use proximity_table::{
-    Affinity, BackendTls, BasicAuth, ForwardAuth, HeaderEdits, HealthPolicy, Rate, Redirect, Vhost,
-    VhostLimits, VhostPolicy,
+    Affinity, BackendTls, BasicAuth, ForwardAuth, HeaderEdits, HealthPolicy, NameLeads, Rate, Redirect,
+    Vhost, VhostLimits, VhostPolicy,
 };
 use serde_json::{Map, Value, json};
 
@@ -14,6 +14,7 @@ pub type Settings = Map<String, Value>;
 pub fn of_vhost(vhost: &Vhost) -> Settings {
     let mut settings = of_policy(&vhost.policy);
     note(&mut settings, "default", &vhost.default, &false, |value| json!(value));
+    note(&mut settings, "dns", &vhost.dns, &NameLeads::Auto, |value| json!(value.as_str()));
     settings.extend(of_tls(&vhost.tls, &BackendTls::default()));
     settings.extend(of_redirect(vhost.redirect.as_ref()));
     settings

@@ -69,7 +69,7 @@ fn what_is_shown_can_be_sent_back() {
         PLAIN.to_owned(),
         r#"{"app_name": "a", "backends": ["a:80", "10.20.0.5:80"], "hostname": "*.a.prox.local", "default": true}"#
             .to_owned(),
-        r#"{"app_name": "a", "redirect": "https://new.example{uri}", "redirect_status": 302, "aliases": ["b"]}"#
+        r#"{"app_name": "a", "redirect": "https://new.example{uri}", "redirect_status": 302, "aliases": ["b"], "dns": "direct"}"#
             .to_owned(),
         format!(
             r#"{{"app_name": "a", "backend": "a", "balance": "random_two", "affinity": "header:X-Id",

@@ -127,9 +127,9 @@ pub enum DnsCommand {
     Ls,
     /// Add a record
     Add {
-        /// Relative to the domain, or absolute with a trailing dot
+        /// Relative to the domain, or absolute with a trailing dot; the first label may be *
         name: String,
-        /// A, AAAA, CNAME, TXT, SRV, MX, PTR or CAA
+        /// A, AAAA, CNAME, TXT, SRV, MX, PTR, CAA, HTTPS, SVCB, or NS to delegate a name
         #[arg(value_name = "TYPE")]
         rtype: String,
         /// As in a zone file; several words need no quotes

@@ -260,7 +260,15 @@ pub fn dns(asked: &Asked, command: DnsCommand) -> Done {
         DnsCommand::Add { name, rtype, value, ttl } => {
             let body =
                 json!(RecordInput { name: name.clone(), rtype: rtype.clone(), value: value.join(" "), ttl });
-            asked.change(Method::POST, "/dns/records", Some(body), &format!("{name} {rtype} is added"))
+            let added = asked.call(Method::POST, "/dns/records", Some(&body))?;
+            if asked.json {
+                say!("{added}");
+                return Ok(());
+            }
+            // The whole name, for one without a final dot may be meant otherwise.
+            let part = |key: &str, written: &str| added[key].as_str().unwrap_or(written).to_owned();
+            say!("{} {} {} is added", part("name", &name), part("type", &rtype), part("value", ""));
+            Ok(())
         }
         DnsCommand::Rm { name, rtype } => {
             let path = format!("/dns/records/{}/{}", escape(&name), escape(&rtype));

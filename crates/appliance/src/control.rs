@@ -1,7 +1,7 @@
 //! The appliance as the admin API sees it.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -367,6 +367,8 @@ impl Appliance for Control {
         let dhcp = intent.networks.iter().any(|net| net.dhcp_enabled);
         let dhcp_serving = self.dhcp_serving.load(Ordering::Relaxed);
         let (dns_serving, proxy_serving) = self.data.serving();
+        let mut dns_listens = crate::data_plane::dns_addresses(config);
+        dns_listens.extend(self.data.wan_dns_addresses().into_iter().map(|ip| SocketAddr::from((ip, 53))));
         let nat = if intent.masquerade { "masquerading" } else { "routing only" };
         let listens = |list: &[std::net::SocketAddr]| {
             list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
@@ -375,12 +377,7 @@ impl Appliance for Control {
             intent.networks.iter().map(|net| format!("{} on {}", net.range, net.interface)).collect();
         vec![
             Control::service("dhcp", (dhcp, dhcp_serving), None, ranges.join(", ")),
-            Control::service(
-                "dns",
-                (config.dns.enabled, dns_serving),
-                None,
-                listens(&crate::data_plane::dns_addresses(config)),
-            ),
+            Control::service("dns", (config.dns.enabled, dns_serving), None, listens(&dns_listens)),
             Control::service(
                 "proxy",
                 (config.proxy.enabled, proxy_serving),
@@ -409,7 +406,7 @@ impl Appliance for Control {
     async fn edit(&self, edit: Edit) -> Result<Generation, Problem> {
         let edited = self.registrar.edit(edit).await;
         // A port that was added is listened on before anybody is told.
-        self.data.follow_forwards();
+        self.data.follow_world();
         edited
     }
 
@@ -489,8 +486,9 @@ impl Appliance for Control {
         }
         self.data.blocking().follow(&new);
         self.data.set_proxy_settings(&new.proxy.settings);
+        self.data.set_dns_rates(&new);
         let generation = self.registrar.set_intent(new.intent).await;
-        self.data.follow_forwards();
+        self.data.follow_world();
         // The registrar does nothing for us any more.
         let generation = generation.ok_or_else(Problem::taken_over)?.0;
         log!(Info, "config", "the file is in force", generation = generation);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use proximity_config::Config;
-use proximity_dns::{DnsServer, DnsSnapshot, DnsStats, Forwarder};
+use proximity_dns::{DnsServer, DnsSnapshot, DnsStats, Forwarder, Guards};
 use proximity_proxy::{
     AccessLog, AccessLogCounts, AppTotals, BackendLoad, Counters, Course, DataPlane, KeptAuthorities, Probed,
     Shared, StreamForwards, StreamThread, Totals,
@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 
 use crate::blocking::Blocking;
 use crate::upgrade::sockets::{Inherited, Kept, Label, deal};
+use crate::wan_dns::{self, Serving, WanDns};
 use crate::{clock, log, salt};
 
 /// Most data threads: a small network's traffic does not fill more.
@@ -49,6 +50,9 @@ pub struct DataThreads {
     shared: Arc<Shared>,
     proxy: Mutex<Vec<Arc<Counters>>>,
     dns: Vec<Arc<DnsStats>>,
+    /// What the threads' DNS knows together.
+    guards: Arc<Guards>,
+    wan_dns: WanDns,
     forwards: StreamForwards,
 }
 
@@ -131,8 +135,11 @@ impl DataThreads {
             shared: Arc::new(shared.with_authorities(authorities)),
             proxy: Mutex::default(),
             dns: (0..count).map(|_| Arc::default()).collect(),
+            guards: Arc::new(Guards::new(salt::random())),
+            wan_dns: WanDns::default(),
             forwards,
         };
+        started.set_dns_rates(config);
         let wanted = |service: &str| !stopped.iter().any(|stopped| stopped == service);
         // All sockets before anything is served: what fails is to fail before.
         let count = started.threads();
@@ -146,6 +153,7 @@ impl DataThreads {
         // A port that cannot be had is the forward's trouble alone.
         started.forwards.adopt(inherited.take_forwards());
         started.follow_forwards();
+        started.follow_wan(inherited);
         Ok(started)
     }
 
@@ -153,6 +161,7 @@ impl DataThreads {
     pub fn start_dns(&self, config: &Config) -> Result<(), ListenError> {
         if lock(&self.dns_running).is_none() {
             self.serve_dns(dns_sockets(config, self.threads(), &mut Inherited::default())?);
+            self.follow_wan(&mut Inherited::default());
         }
         Ok(())
     }
@@ -175,8 +184,38 @@ impl DataThreads {
         &self.forwards
     }
 
-    /// Listens at the ports that the present world wants forwarded here, and no longer at others.
-    pub fn follow_forwards(&self) {
+    /// Listens wherever the present world wants it, and no longer elsewhere: at forwarded ports, and for DNS on the
+    /// WAN.
+    pub fn follow_world(&self) {
+        self.follow_forwards();
+        self.follow_wan(&mut Inherited::default());
+    }
+
+    /// The addresses on the WAN that app names are answered at.
+    pub fn wan_dns_addresses(&self) -> Vec<Ipv4Addr> {
+        self.wan_dns.addresses()
+    }
+
+    /// Has clients ask, and be answered, as often as a changed configuration says.
+    pub fn set_dns_rates(&self, config: &Config) {
+        self.guards.set_rates(config.dns.client_rate, config.dns.response_rate);
+    }
+
+    /// DNS that is stopped is stopped on the WAN too.
+    fn follow_wan(&self, inherited: &mut Inherited) {
+        let running = lock(&self.dns_running).is_some();
+        let wanted = if running { wan_dns::wanted(&self.world.load()) } else { Default::default() };
+        self.wan_dns.follow(&wanted, |ip| self.serve_wan(ip, inherited));
+    }
+
+    fn serve_wan(&self, ip: Ipv4Addr, inherited: &mut Inherited) -> Result<Serving, ListenError> {
+        let address = SocketAddr::new(ip.into(), 53);
+        let sockets = dns_sockets_at(vec![address], "wan.dns", self.threads(), inherited)?;
+        let stop = self.hand_dns(sockets.hands, |server| server.on_wan(ip));
+        Ok(Serving { stop, kept: sockets.kept })
+    }
+
+    fn follow_forwards(&self) {
         for (port, reason) in self.forwards.follow(&self.world.load()) {
             log!(Error, "forward", "a port is not listened on", port = port, reason = reason);
         }
@@ -202,6 +241,7 @@ impl DataThreads {
         if let Some(running) = lock(&self.dns_running).take() {
             running.course.send_replace(true);
         }
+        self.wan_dns.stop();
     }
 
     /// Stops taking HTTP connections; requests that are under way end.
@@ -225,7 +265,7 @@ impl DataThreads {
         let forwards = self.forwards.sockets()?.into_iter();
         let forwards =
             forwards.map(|(port, socket)| Ok((Label::Forward(port.protocol, port.number), socket)));
-        services.chain(forwards).collect()
+        services.chain(self.wan_dns.kept()?.into_iter().map(Ok)).chain(forwards).collect()
     }
 
     /// Takes nothing any more, because another process has the sockets; what is open goes on. Blocks until the
@@ -235,6 +275,7 @@ impl DataThreads {
             running.course.send_replace(true);
             running.kept.clear();
         }
+        self.wan_dns.stop();
         if let Some(running) = lock(&self.proxy_running).as_mut() {
             running.course.send_replace(Course::Retire);
             running.kept.clear();
@@ -255,15 +296,22 @@ impl DataThreads {
 
     fn serve_dns(&self, sockets: Option<DnsSockets>) {
         let Some(DnsSockets { hands, kept }) = sockets else { return };
+        let course = self.hand_dns(hands, |server| server);
+        *lock(&self.dns_running) = Some(Running { course, kept });
+    }
+
+    /// Gives each thread its sockets and a server for them; what is returned ends them.
+    fn hand_dns(&self, hands: Vec<DnsHand>, make: impl Fn(DnsServer) -> DnsServer) -> watch::Sender<bool> {
         let (course, stopped) = watch::channel(false);
         for ((inbox, stats), (udp, tcp)) in lock(&self.inboxes).iter().zip(&self.dns).zip(hands) {
             let server =
                 DnsServer::new(self.world.clone(), self.forwarder.clone(), stats.clone(), clock::now)
                     .with_policy(self.blocking.published());
             // A thread that ended has said so.
-            let _ = inbox.send(Work::Dns(udp, tcp, server, stopped.clone()));
+            let _ =
+                inbox.send(Work::Dns(udp, tcp, make(server.guarded(self.guards.clone())), stopped.clone()));
         }
-        *lock(&self.dns_running) = Some(Running { course, kept });
+        course
     }
 
     fn serve_proxy(&self, sockets: Option<ProxySockets>) {
@@ -379,9 +427,12 @@ impl DataThreads {
     }
 }
 
+/// The sockets of DNS of one thread.
+type DnsHand = (Vec<UdpSocket>, Vec<TcpListener>);
+
 /// The sockets of DNS: for each thread its own, and all of them for another process.
 struct DnsSockets {
-    hands: Vec<(Vec<UdpSocket>, Vec<TcpListener>)>,
+    hands: Vec<DnsHand>,
     kept: Kept,
 }
 
@@ -401,31 +452,33 @@ fn dns_sockets(
     if addresses.is_empty() {
         return Ok(None);
     }
+    dns_sockets_at(addresses, "dns.listen", threads, inherited).map(Some)
+}
+
+/// Sockets at these addresses, which `key` asks for.
+fn dns_sockets_at(
+    addresses: Vec<SocketAddr>,
+    key: &'static str,
+    threads: usize,
+    inherited: &mut Inherited,
+) -> Result<DnsSockets, ListenError> {
     let mut sockets = DnsSockets { hands: Vec::new(), kept: Vec::new() };
     sockets.hands.resize_with(threads, Default::default);
     for address in addresses {
         let udp = inherited.take(&Label::DnsUdp(address)).into_iter().map(UdpSocket::from).collect();
         let open = || proximity_dns::listen_udp(address);
-        let udp = deal(udp, threads, open).map_err(failed("UDP", address, "dns.listen"))?;
+        let udp = deal(udp, threads, open).map_err(failed("UDP", address, key))?;
         let tcp = inherited.take(&Label::DnsTcp(address)).into_iter().map(TcpListener::from).collect();
         let open = || proximity_dns::listen_tcp(address).and_then(tokio::net::TcpListener::into_std);
-        let tcp = deal(tcp, threads, open).map_err(failed("TCP", address, "dns.listen"))?;
-        keep(&mut sockets.kept, &udp, &Label::DnsUdp(address)).map_err(failed(
-            "UDP",
-            address,
-            "dns.listen",
-        ))?;
-        keep(&mut sockets.kept, &tcp, &Label::DnsTcp(address)).map_err(failed(
-            "TCP",
-            address,
-            "dns.listen",
-        ))?;
+        let tcp = deal(tcp, threads, open).map_err(failed("TCP", address, key))?;
+        keep(&mut sockets.kept, &udp, &Label::DnsUdp(address)).map_err(failed("UDP", address, key))?;
+        keep(&mut sockets.kept, &tcp, &Label::DnsTcp(address)).map_err(failed("TCP", address, key))?;
         for (hand, (udp, tcp)) in sockets.hands.iter_mut().zip(udp.into_iter().zip(tcp)) {
             hand.0.extend(udp);
             hand.1.extend(tcp);
         }
     }
-    Ok(Some(sockets))
+    Ok(sockets)
 }
 
 fn proxy_sockets(
@@ -508,6 +561,7 @@ fn run(mut inbox: mpsc::UnboundedReceiver<Work>, streams: StreamThread) -> io::R
         while let Some(work) = inbox.recv().await {
             match work {
                 Work::Dns(udp, tcp, dns, stop) => {
+                    while dns_tasks.try_join_next().is_some() {}
                     for socket in udp {
                         let (dns, stop) = (dns.clone(), stop.clone());
                         dns_tasks.spawn_local(async move { dns.serve_udp(socket, stop).await });

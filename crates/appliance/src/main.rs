@@ -34,6 +34,7 @@ mod uplink;
 mod vhost_command;
 mod vhost_edit;
 mod vital;
+mod wan_dns;
 
 use std::process::ExitCode;
 

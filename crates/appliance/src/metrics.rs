@@ -90,6 +90,12 @@ fn dns(page: &mut MetricsText, dns: &DnsSnapshot) {
     single("proximity_dns_forwarded_total", "Questions about names of others.", dns.forwarded);
     single("proximity_dns_cache_hits_total", "Of those, the ones answered from the cache.", dns.cache_hits);
     single("proximity_dns_blocked_total", "Questions about names that are blocked.", dns.blocked);
+    single(
+        "proximity_dns_delegated_total",
+        "Questions asked of the servers of delegated names.",
+        dns.delegated,
+    );
+    single("proximity_dns_slipped_total", "Responses truncated because there were too many.", dns.slipped);
     let failures = dns.upstream_failures;
     single(
         "proximity_dns_upstream_failures_total",

@@ -90,7 +90,7 @@ impl Tasks {
             watchers: vec![
                 tokio::spawn(watch_firewall(control.kernel.clone())).abort_handle(),
                 spawn_prober(control),
-                tokio::spawn(follow_forwards(control.clone())).abort_handle(),
+                tokio::spawn(follow_world(control.clone())).abort_handle(),
                 tokio::spawn(control.data.blocking().clone().run()).abort_handle(),
                 tokio::spawn(tidy(control.clone())).abort_handle(),
             ],
@@ -202,12 +202,12 @@ fn open_socket(path: &Path) -> std::io::Result<std::os::unix::net::UnixListener>
     Ok(listener)
 }
 
-/// Opens and closes forwarded ports as worlds come. An edit does so itself before it is answered; this is for
+/// Opens and closes sockets as worlds come: of forwarded ports, and for DNS on the WAN. An edit does so itself before it is answered; this is for
 /// what else changes the world, and for ports that could not be had.
-async fn follow_forwards(control: Arc<Control>) {
+async fn follow_world(control: Arc<Control>) {
     let mut published = control.registrar.published();
     while published.changed().await.is_ok() {
-        control.data.follow_forwards();
+        control.data.follow_world();
     }
 }
 

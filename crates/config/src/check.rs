@@ -93,20 +93,16 @@ impl Check<'_> {
         let intent = &self.config.intent;
         for ((name, rtype), (_, records)) in &intent.records {
             let place = || {
-                let is_name = |text: &str| Name::relative(text, &intent.domain).is_ok_and(|own| own == *name);
+                let is_name = |text: &str| Name::owner(text, &intent.domain).is_ok_and(|own| own == *name);
                 let named =
                     |record: &dyn TableLike| record.get("name").and_then(Item::as_str).is_some_and(is_name);
                 let is_meant =
                     |record: &dyn TableLike| named(record) && says(record, "type", &rtype.to_string());
                 self.places.of("dns.record", is_meant, &["name"])
             };
-            if !intent.serves(name) {
-                let message = format!("the record {name} {rtype} lies in no zone of the appliance");
-                self.add(
-                    place(),
-                    message,
-                    "use a name below a domain or in the reverse zone of an app network",
-                );
+            if let Some(trouble) = intent.record_trouble(name, *rtype) {
+                let (message, hint) = trouble.rsplit_once(": ").unwrap_or((&trouble, "choose another name"));
+                self.add(place(), format!("the record {name} {rtype}: {message}"), hint);
             }
             if *rtype == proximity_table::RecordType::CNAME {
                 let others = intent.records.keys().filter(|(other, _)| other == name).count();
@@ -142,6 +138,11 @@ impl Check<'_> {
 
     /// Listeners without an address, and addresses that are to be listened on twice.
     fn listens(&self) {
+        if self.config.intent.wan_dns && !self.config.dns.enabled {
+            let message = "app names cannot be answered on the WAN without DNS".to_owned();
+            let hint = "write dns.enabled = true, or wan.dns = \"off\"";
+            self.add(self.places.key("wan", "dns"), message, hint);
+        }
         if self.config.dns.enabled && self.config.dns.upstream.is_empty() {
             self.add(
                 self.places.key("dns", "upstream"),

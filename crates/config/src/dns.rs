@@ -43,6 +43,10 @@ pub struct Dns {
     pub rebind_exempt: Vec<Name>,
     /// Names of others that are blocked.
     pub block: Vec<Block>,
+    /// Queries in a second that one client may ask; 0 = any number.
+    pub client_rate: u32,
+    /// Responses of a kind in a second that one network on the WAN gets; 0 = any number.
+    pub response_rate: u32,
 }
 
 /// `[[dns.block]]`
@@ -96,6 +100,8 @@ pub fn read(root: &mut Section<'_>, domain: &Name) -> (Dns, Records) {
         rebind_protection: table.boolean("rebind_protection", true),
         rebind_exempt: domains(&mut table, "rebind_exempt"),
         block: Vec::new(),
+        client_rate: table.number("client_rate", 100_000, 0..=1_000_000),
+        response_rate: table.number("response_rate", 50, 0..=1_000_000),
     };
     if dns.cache_min_ttl > dns.cache_max_ttl {
         table.refuse("cache_min_ttl", "dns.cache_min_ttl is more than dns.cache_max_ttl", "write less");

@@ -13,8 +13,7 @@ pub fn records(dns: &mut Section<'_>, domain: &Name) -> OrdMap<(Name, RecordType
         let value: Option<String> = table.required("value", "10.20.0.50");
         let ttl = table.duration("ttl", 300, 0);
         if let (Some(name), Some(rtype), Some(value)) = (name, rtype, value) {
-            let name =
-                Name::relative(&name, domain).map_err(|error| table.explain("name", &error.to_string()));
+            let name = Name::owner(&name, domain).map_err(|error| table.explain("name", &error.to_string()));
             let data = RecordData::parse(&rtype, &value, domain).map_err(|error| {
                 let key =
                     if matches!(error, proximity_table::RecordError::Type(_)) { "type" } else { "value" };

@@ -93,8 +93,8 @@ interface = "eth1"
 upstream = []
 [[dns.record]]
 name = "elsewhere.example."
-type = "A"
-value = "10.20.0.9"
+type = "NS"
+value = "ns.elsewhere.example."
 [[dns.record]]
 name = "www"
 type = "cname"
@@ -138,7 +138,7 @@ to = "192.168.9.9:1"
     for (words, written) in [
         ("and the WAN both use", "interface = \"eth1\""),
         ("dns.upstream is empty", "upstream = []"),
-        ("lies in no zone", "name = \"elsewhere.example.\""),
+        ("lies in no domain", "name = \"elsewhere.example.\""),
         ("has a CNAME beside", "name = \"www\""),
         ("proxy.listen has", "listen = [\"0.0.0.0:80\", \"0.0.0.0:80\"]"),
         ("both take", "listen = [\"127.0.0.1:80\"]"),
@@ -396,5 +396,62 @@ answer = "nxdomain"
     ] {
         let report = Config::parse(&format!("[[dns.block]]\n{keys}\n")).unwrap_err().to_string();
         assert!(report.contains(problem), "{keys}: {report}");
+    }
+}
+
+#[test]
+fn how_often_clients_may_ask_is_read() {
+    let config = Config::parse("").unwrap();
+    assert_eq!((config.dns.client_rate, config.dns.response_rate), (100_000, 50));
+    let config = Config::parse("[dns]\nclient_rate = 0\nresponse_rate = 5\n").unwrap();
+    assert_eq!((config.dns.client_rate, config.dns.response_rate), (0, 5));
+    let found = problems("[dns]\nclient_rate = -1\nresponse_rate = \"5\"\nclientrate = 3\n");
+    assert_eq!(found.iter().map(|(line, ..)| *line).collect::<Vec<_>>(), [2, 3, 4], "{found:?}");
+    assert!(found[2].2.contains("client_rate"), "{found:?}");
+}
+
+#[test]
+fn dns_on_the_wan_goes_with_dns() {
+    assert!(Config::parse("[wan]\ndns = \"authoritative\"\n").unwrap().intent.wan_dns);
+    let found = problems("[wan]\ndns = \"authoritative\"\n[dns]\nenabled = false\n");
+    assert_eq!(found.iter().map(|(line, ..)| *line).collect::<Vec<_>>(), [2], "{found:?}");
+}
+
+#[test]
+fn records_of_every_kind_and_place_are_read() {
+    let record = |name: &str, rtype: &str, value: &str| {
+        format!("[[dns.record]]\nname = '{name}'\ntype = '{rtype}'\nvalue = '{value}'\n")
+    };
+    let text = [
+        ("web", "HTTPS", "1 . alpn=h2,h3 ipv4hint=10.20.0.5"),
+        ("lab", "NS", "ns.lab"),
+        ("*.dev", "A", "10.20.0.9"),
+        ("nas.example.com.", "A", "10.20.0.9"),
+        ("printer.prox.local", "A", "10.20.0.9"),
+    ]
+    .map(|(name, rtype, value)| record(name, rtype, value))
+    .concat();
+    let records = Config::parse(&text).unwrap().intent.records;
+    let mut names: Vec<String> = records.keys().map(|(name, rtype)| format!("{name} {rtype}")).collect();
+    names.sort();
+    let expected = [
+        "*.dev.prox.local A",
+        "lab.prox.local NS",
+        "nas.example.com A",
+        "printer.prox.local A",
+        "web.prox.local HTTPS",
+    ];
+    assert_eq!(names, expected);
+    for (name, rtype, value, hint) in [
+        ("@", "NS", "ns", "a name below a domain"),
+        ("*.x", "NS", "ns", "a name below a domain"),
+        ("@", "CNAME", "web", "write A records"),
+        ("web", "HTTPS", "1 . apln=h2", "use mandatory, alpn"),
+        ("web", "SPF", "x", "HTTPS, SVCB or NS"),
+        ("x.localhost.", "A", "10.20.0.9", "choose another"),
+    ] {
+        let found = problems(&record(name, rtype, value));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].0 > 0 && found[0].2.contains(hint), "{name} {rtype} {value}: {found:?}");
     }
 }

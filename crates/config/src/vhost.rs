@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use proximity_table::{
-    BackendProtocol, BackendTarget, BackendTls, HealthPolicy, Label, Name, NameError, Owned, Redirect,
-    Source, Vhost, VhostPath,
+    BackendProtocol, BackendTarget, BackendTls, HealthPolicy, Label, Name, NameError, NameLeads, Owned,
+    Redirect, Source, Vhost, VhostPath,
 };
 
 use crate::section::Section;
@@ -75,6 +75,11 @@ pub fn read(table: &mut Section<'_>, domain: &Name, hashes: Hashes) -> Option<Vh
     table.bound("aliases", aliases.len());
     let enabled = table.boolean("enabled", true);
     let default = table.boolean("default", false);
+    let dns = match table.choice("dns", &["auto", "direct", "proxy"]) {
+        Some("direct") => NameLeads::Direct,
+        Some("proxy") => NameLeads::Proxy,
+        _ => NameLeads::Auto,
+    };
     let root = Service::read(table, &Service::default());
     let paths = paths(table, &root);
     let policy = vhost_policy::read(table, app_name.as_ref(), hashes).shared();
@@ -88,6 +93,7 @@ pub fn read(table: &mut Section<'_>, domain: &Name, hashes: Hashes) -> Option<Vh
         redirect: root.redirect,
         paths,
         default,
+        dns,
         policy,
         ..Vhost::new(app_name, hostname, root.backends)
     })

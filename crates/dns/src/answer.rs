@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use proximity_table::{Apex, NodeRef, RRsetRef, Timestamp, World, Zones};
 
+use crate::delegation::{self, Delegated};
 use crate::ede::Ede;
 use crate::foreign::{Foreign, ForeignName, is_within};
 use crate::query::{DropReason, Edns, Malformed, Query, Unanswerable};
@@ -11,11 +12,11 @@ use crate::reply::{OUR_UDP_SIZE, Place, QUESTION, Rcode, Reply, Section, bare};
 use crate::special::{Special, special};
 
 /// How long "there is nothing" may be kept, in seconds: an app that comes up is found within a minute.
-const NEGATIVE_TTL: u32 = 60;
+pub(crate) const NEGATIVE_TTL: u32 = 60;
 /// How many aliases are followed.
 const MAX_ALIASES: usize = 8;
 
-const A: u16 = 1;
+pub(crate) const A: u16 = 1;
 const NS: u16 = 2;
 const CNAME: u16 = 5;
 const SOA: u16 = 6;
@@ -24,8 +25,11 @@ const HINFO: u16 = 13;
 const MX: u16 = 15;
 const AAAA: u16 = 28;
 const SRV: u16 = 33;
+const DS: u16 = 43;
 const OPT: u16 = 41;
-const ANY: u16 = 255;
+const SVCB: u16 = 64;
+const HTTPS: u16 = 65;
+pub(crate) const ANY: u16 = 255;
 const CLASS_IN: u16 = 1;
 
 /// Who asks, and over what.
@@ -58,6 +62,8 @@ pub enum Outcome {
     /// An upstream has to be asked. The buffer holds the reply so far: the question, and the aliases that led
     /// out of our zones.
     Forward(Foreign),
+    /// The servers of a delegated name have to be asked. The buffer is as with `Forward`.
+    Delegated(Delegated),
     /// Nothing is sent.
     Drop(DropReason),
 }
@@ -69,27 +75,13 @@ pub enum Outcome {
 pub fn answer(world: &World, now: Timestamp, asker: Asker, message: &[u8], out: &mut Vec<u8>) -> Outcome {
     let query = match Query::parse(message) {
         Ok(query) => query,
-        Err(Unanswerable::Drop(reason)) => {
-            out.clear();
-            return Outcome::Drop(reason);
-        }
-        Err(Unanswerable::NotImplemented) => {
-            bare(message, Rcode::NotImp, out);
-            return Outcome::Answered(Rcode::NotImp);
-        }
-        Err(Unanswerable::Malformed(reason)) => {
-            bare(message, Rcode::FormErr, out);
-            return Outcome::Malformed(reason);
-        }
+        Err(unanswerable) => return to_no_query(unanswerable, message, out),
     };
     let limit = limit(asker.transport, query.edns);
     let recursion = recursion_allowed(world, asker.client);
     let mut reply = Reply::to(&query, limit, recursion, out);
-    if query.edns.is_some_and(|edns| edns.version > 0) {
-        return Outcome::Answered(reply.finish(Rcode::BadVers));
-    }
-    if query.qclass != CLASS_IN || is_meta(query.qtype) {
-        return Outcome::Answered(reply.finish(Rcode::Refused));
+    if let Some(rcode) = unanswerable(&query) {
+        return Outcome::Answered(reply.finish(rcode));
     }
     match (Lookup { world, now, query: &query }).run(&mut reply) {
         End::Answered(rcode) => Outcome::Answered(reply.finish(rcode)),
@@ -106,6 +98,53 @@ pub fn answer(world: &World, now: Timestamp, asker: Asker, message: &[u8], out: 
             // A stranger gets what is ours: the aliases. For another's name that is nothing.
             Outcome::Answered(reply.finish(if aliased { Rcode::NoError } else { Rcode::Refused }))
         }
+        End::Delegated { name, cut } => {
+            let wanted = recursion && query.recursion_desired() && !reply.is_truncated();
+            let lookup = Lookup { world, now, query: &query };
+            // Whoever wants to be told the end is: stub resolvers follow no referrals.
+            let servers = if wanted { lookup.servers_behind(cut) } else { Vec::new() };
+            if !servers.is_empty() {
+                reply.suspend();
+                let (name, cut) = (name.into(), cut.into());
+                return Outcome::Delegated(Delegated {
+                    name,
+                    qtype: query.qtype,
+                    edns: query.edns,
+                    limit,
+                    cut,
+                    servers,
+                });
+            }
+            lookup.referral(&mut reply, cut);
+            Outcome::Answered(reply.finish(Rcode::NoError))
+        }
+    }
+}
+
+/// The reply to a message that is no query.
+pub(crate) fn to_no_query(unanswerable: Unanswerable, message: &[u8], out: &mut Vec<u8>) -> Outcome {
+    match unanswerable {
+        Unanswerable::Drop(reason) => {
+            out.clear();
+            Outcome::Drop(reason)
+        }
+        Unanswerable::NotImplemented => {
+            bare(message, Rcode::NotImp, out);
+            Outcome::Answered(Rcode::NotImp)
+        }
+        Unanswerable::Malformed(reason) => {
+            bare(message, Rcode::FormErr, out);
+            Outcome::Malformed(reason)
+        }
+    }
+}
+
+/// The code for a query that asks for nothing that can be looked up.
+pub(crate) fn unanswerable(query: &Query<'_>) -> Option<Rcode> {
+    match query.edns {
+        Some(edns) if edns.version > 0 => Some(Rcode::BadVers),
+        _ if query.qclass != CLASS_IN || is_meta(query.qtype) => Some(Rcode::Refused),
+        _ => None,
     }
 }
 
@@ -125,7 +164,7 @@ pub fn recursion_allowed(world: &World, client: IpAddr) -> bool {
 }
 
 /// The longest reply that a client takes.
-fn limit(transport: Transport, edns: Option<Edns>) -> usize {
+pub(crate) fn limit(transport: Transport, edns: Option<Edns>) -> usize {
     match transport {
         Transport::Tcp => usize::from(u16::MAX),
         // RFC 6891 §6.2.5: values lower than 512 are treated as 512.
@@ -138,15 +177,23 @@ fn is_meta(qtype: u16) -> bool {
     matches!(qtype, 0 | OPT | 128..ANY)
 }
 
-struct Lookup<'a> {
-    world: &'a World,
-    now: Timestamp,
-    query: &'a Query<'a>,
+pub(crate) struct Lookup<'a> {
+    pub world: &'a World,
+    pub now: Timestamp,
+    pub query: &'a Query<'a>,
 }
 
 enum End<'a> {
     Answered(Rcode),
-    Elsewhere { name: &'a [u8], aliased: bool },
+    Elsewhere {
+        name: &'a [u8],
+        aliased: bool,
+    },
+    /// The name is at or below `cut`, which other servers answer for.
+    Delegated {
+        name: &'a [u8],
+        cut: &'a [u8],
+    },
 }
 
 enum Found<'a> {
@@ -157,25 +204,45 @@ enum Found<'a> {
 }
 
 impl<'a> Lookup<'a> {
-    /// RFC 1034 §4.3.2, for zones without delegations.
+    /// RFC 1034 §4.3.2.
     fn run(&self, reply: &mut Reply<'_>) -> End<'a> {
         let zones = &self.world.zones;
         let mut seen: [&[u8]; MAX_ALIASES] = [b""; MAX_ALIASES];
         let mut name = self.query.name();
         let mut owner = QUESTION;
         for step in 0..=MAX_ALIASES {
-            let Some(apex) = zones.apex_of(name) else { return self.outside(reply, name, owner, step) };
-            reply.set_authoritative();
-            let node = match self.find(apex, name) {
-                Found::Node(node) => node,
-                Found::Empty => return self.no_data(reply, apex, name, owner),
-                // RFC 6604 §3: after aliases the code is the last name's.
-                Found::Nothing => {
-                    self.soa(reply, Section::Authority, apex);
-                    return End::Answered(Rcode::NxDomain);
+            let apex = zones.apex_of(name);
+            let node = match apex {
+                Some(apex) => {
+                    if let Some(cut) = self.cut_above(apex, name) {
+                        return End::Delegated { name, cut };
+                    }
+                    reply.set_authoritative();
+                    match self.find(apex, name) {
+                        Found::Node(node) => node,
+                        Found::Empty => return self.no_data(reply, apex, name, owner),
+                        // RFC 6604 §3: after aliases the code is the last name's.
+                        Found::Nothing => {
+                            self.soa(reply, Section::Authority, apex);
+                            return End::Answered(Rcode::NxDomain);
+                        }
+                    }
+                }
+                None => {
+                    let Some(node) = self.overridden(name) else {
+                        return self.outside(reply, name, owner, step);
+                    };
+                    reply.set_authoritative();
+                    node
                 }
             };
-            let Some(rrset) = self.pick(node) else { return self.no_data(reply, apex, name, owner) };
+            let Some(rrset) = self.pick(node) else {
+                let Some(apex) = apex else {
+                    empty_zone(reply, name);
+                    return End::Answered(Rcode::NoError);
+                };
+                return self.no_data(reply, apex, name, owner);
+            };
             let place = self.rrset(reply, Section::Answer, owner, &rrset);
             let alias = rrset.rtype == CNAME && !matches!(self.query.qtype, CNAME | ANY);
             let (true, Some(target), Some(place)) = (alias, rrset.rdata().next(), place) else {
@@ -190,6 +257,64 @@ impl<'a> Lookup<'a> {
             (name, owner) = (target, place);
         }
         End::Answered(Rcode::NoError)
+    }
+
+    /// Where the zone ends above a name. The parent's own type is answered by the parent (RFC 4035 §3.1.4.1).
+    fn cut_above(&self, apex: &Apex, name: &'a [u8]) -> Option<&'a [u8]> {
+        let cut = self.world.zones.cut_above(apex, name)?;
+        (self.query.qtype != DS || cut.len() < name.len()).then_some(cut)
+    }
+
+    /// What the administrator put at a name outside our zones, or at the nearest wildcard above it.
+    fn overridden(&self, name: &[u8]) -> Option<NodeRef<'a>> {
+        let zones = &self.world.zones;
+        if !zones.has_foreign() {
+            return None;
+        }
+        let live = |name: &[u8]| match self.at(zones, name)? {
+            Found::Node(node) => Some(node),
+            Found::Empty | Found::Nothing => None,
+        };
+        if let Some(node) = live(name) {
+            return Some(node);
+        }
+        let mut at = 0;
+        while name[at] != 0 && zones.node(&name[at..]).is_none() {
+            at += 1 + usize::from(name[at]);
+        }
+        let encloser = &name[at..];
+        // The name itself exists, or its wildcard would not fit.
+        if at == 0 || encloser.len() > 253 {
+            return None;
+        }
+        let mut wildcard = [0; 256];
+        wildcard[..2].copy_from_slice(b"\x01*");
+        wildcard[2..2 + encloser.len()].copy_from_slice(encloser);
+        live(&wildcard[..2 + encloser.len()])
+    }
+
+    /// The addresses of the servers that a cut leads to, as far as they are known here.
+    fn servers_behind(&self, cut: &[u8]) -> Vec<IpAddr> {
+        let zones = &self.world.zones;
+        let targets = self.servers_of(cut).flat_map(RRsetRef::rdata);
+        let glue = targets.filter_map(|target| zones.node(target)).flat_map(NodeRef::rrsets);
+        let live = glue.filter(|rrset| self.is_live(rrset));
+        live.flat_map(delegation::addresses).take(delegation::MOST_SERVERS).collect()
+    }
+
+    /// RFC 1034 §4.3.2 step 3b: the servers in the authority section, their addresses as glue.
+    fn referral(&self, reply: &mut Reply<'_>, cut: &[u8]) {
+        for rrset in self.servers_of(cut) {
+            for rdata in rrset.rdata() {
+                reply.record_of(Section::Authority, cut, NS, self.ttl(&rrset), rdata);
+            }
+            self.addresses_of_targets(reply, &rrset);
+        }
+    }
+
+    fn servers_of(&self, cut: &[u8]) -> impl Iterator<Item = RRsetRef<'a>> {
+        let node = self.world.zones.node(cut);
+        node.into_iter().flat_map(NodeRef::rrsets).filter(|rrset| rrset.rtype == NS)
     }
 
     /// What stands at a name: itself, or the wildcard that covers it (RFC 4592 §3.3.1).
@@ -273,7 +398,10 @@ impl<'a> Lookup<'a> {
                 }
                 empty_zone(reply, zone);
                 // RFC 8020 §2: NXDOMAIN would deny our own zones below.
-                let exists = name == zone || is_above_ours(zones, name) || self.is_above_forwarded(name);
+                let exists = name == zone
+                    || is_above_ours(zones, name)
+                    || self.is_above_forwarded(name)
+                    || zones.node(name).is_some();
                 End::Answered(if exists { Rcode::NoError } else { Rcode::NxDomain })
             }
             None => End::Elsewhere { name, aliased: step > 0 },
@@ -308,7 +436,7 @@ impl<'a> Lookup<'a> {
         place
     }
 
-    fn soa(&self, reply: &mut Reply<'_>, section: Section, apex: &Apex) {
+    pub fn soa(&self, reply: &mut Reply<'_>, section: Section, apex: &Apex) {
         let zone = apex.name.as_wire();
         let mut rname = [0; 256];
         let rname = match rname.get_mut(..zone.len() + HOSTMASTER.len()) {
@@ -329,9 +457,11 @@ impl<'a> Lookup<'a> {
             NS => 0,
             MX => 2,
             SRV => 6,
+            // RFC 9460 §4.1.
+            SVCB | HTTPS => 2,
             _ => return,
         };
-        for target in rrset.rdata().filter_map(|rdata| rdata.get(skipped..)) {
+        for target in rrset.rdata().filter_map(|rdata| first_name(rdata.get(skipped..)?)) {
             let Some(node) = self.world.zones.node(target) else { continue };
             for rrset in node.rrsets().filter(|rrset| matches!(rrset.rtype, A | AAAA)) {
                 if self.is_live(&rrset) {
@@ -358,7 +488,16 @@ const HOSTMASTER: &[u8] = b"\x0ahostmaster";
 /// RFC 6303 §3.
 const NOBODY: &[u8] = b"\x06nobody\x07invalid\x00";
 
-fn empty_zone(reply: &mut Reply<'_>, zone: &[u8]) {
+/// The name that a value begins with.
+fn first_name(octets: &[u8]) -> Option<&[u8]> {
+    let mut end = 0;
+    while *octets.get(end)? != 0 {
+        end += 1 + usize::from(octets[end]);
+    }
+    octets.get(..=end)
+}
+
+pub(crate) fn empty_zone(reply: &mut Reply<'_>, zone: &[u8]) {
     reply.soa(Section::Authority, zone, zone, NOBODY, 1, NEGATIVE_TTL);
 }
 

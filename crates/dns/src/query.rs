@@ -1,5 +1,7 @@
 //! A query datagram, read without allocating and without trusting it.
 
+use crate::options::cookie_is_whole;
+
 /// Length of the message header (RFC 1035 §4.1.1).
 pub(crate) const HEADER: usize = 12;
 
@@ -60,6 +62,10 @@ pub enum DropReason {
     UnsafeSource,
     /// The kernel did not take the reply.
     SendFailed,
+    /// The client asks more often than `dns.client_rate` allows.
+    ClientRate,
+    /// Its network is sent too many responses of this kind on the WAN.
+    ResponseRate,
 }
 
 /// What is wrong with a message that claims to be a query.
@@ -151,8 +157,14 @@ impl<'m> Query<'m> {
 
 impl DropReason {
     /// Every reason.
-    pub const ALL: [DropReason; 4] =
-        [DropReason::TooShort, DropReason::Response, DropReason::UnsafeSource, DropReason::SendFailed];
+    pub const ALL: [DropReason; 6] = [
+        DropReason::TooShort,
+        DropReason::Response,
+        DropReason::UnsafeSource,
+        DropReason::SendFailed,
+        DropReason::ClientRate,
+        DropReason::ResponseRate,
+    ];
 
     /// The name used in metrics.
     pub fn as_str(self) -> &'static str {
@@ -161,6 +173,8 @@ impl DropReason {
             DropReason::Response => "response",
             DropReason::UnsafeSource => "unsafe_source",
             DropReason::SendFailed => "send_failed",
+            DropReason::ClientRate => "client_rate",
+            DropReason::ResponseRate => "response_rate",
         }
     }
 }
@@ -274,6 +288,10 @@ fn options_are_whole(mut data: &[u8]) -> bool {
     while !data.is_empty() {
         let Some(length) = word(data, 2) else { return false };
         let Some(rest) = data.get(4 + usize::from(length)..) else { return false };
+        // RFC 7873 §5.2.2: a COOKIE option of another length is a format error.
+        if !cookie_is_whole(word(data, 0).unwrap_or(0), usize::from(length)) {
+            return false;
+        }
         data = rest;
     }
     true
@@ -311,7 +329,7 @@ mod tests {
 
     #[test]
     fn the_opt_record_is_found_among_others() {
-        let opt = b"\x00\x00\x29\x10\x00\x00\x00\x80\x00\x00\x04\x00\x0a\x00\x00";
+        let opt = b"\x00\x00\x29\x10\x00\x00\x00\x80\x00\x00\x04\x00\x03\x00\x00";
         let other = b"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x00\x00\x04\x01\x02\x03\x04";
         let message = with(2, &[&other[..], &opt[..]].concat());
         let edns = Query::parse(&message).unwrap().edns.unwrap();
@@ -330,6 +348,12 @@ mod tests {
             malformed(&with(1, b"\x00\x00\x29\x10\x00\x00\x00\x00\x00\x00\x03\x00\x0a\x00")),
             Malformed::BadOpt
         );
+        // RFC 7873 §5.2.2: "If the COOKIE option [...] is not of a legal length [...] FORMERR".
+        for length in [0u8, 7, 9, 15, 41] {
+            let cookie = [&[0, 10, 0, length][..], &vec![0; length.into()]].concat();
+            let head = [&opt[..9], &(cookie.len() as u16).to_be_bytes()].concat();
+            assert_eq!(malformed(&with(1, &[head, cookie].concat())), Malformed::BadOpt, "{length}");
+        }
         assert_eq!(malformed(&with(1, &opt[..5])), Malformed::TruncatedRecord);
         assert_eq!(malformed(&with(0, b"x")), Malformed::TrailingBytes);
         assert_eq!(malformed(&PLAIN[..PLAIN.len() - 1]), Malformed::TruncatedQuestion);

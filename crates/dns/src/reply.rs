@@ -18,7 +18,7 @@ const COPIED: u16 = 0x7910;
 /// Offsets beyond cannot be pointed at (RFC 1035 §4.1.4).
 const FURTHEST: usize = 0x3fff;
 
-/// A response code (RFC 1035 §4.1.1, RFC 6891 §9).
+/// A response code (RFC 1035 §4.1.1, RFC 6891 §9, RFC 7873 §8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Rcode {
@@ -29,6 +29,7 @@ pub enum Rcode {
     NotImp = 4,
     Refused = 5,
     BadVers = 16,
+    BadCookie = 23,
 }
 
 /// Where a name stands in the message, for owners that repeat it.
@@ -121,6 +122,11 @@ impl<'r> Reply<'r> {
             self.out.extend_from_slice(&number.to_be_bytes());
         }
         self.end_of_record(section, start, length_at);
+    }
+
+    /// Leaves the records out and says so.
+    pub fn truncate(&mut self) {
+        self.overflow = true;
     }
 
     /// Ends the reply. What did not fit is left out and TC says so.
@@ -227,7 +233,7 @@ impl<'r> Reply<'r> {
 
 impl Rcode {
     /// Every code that we send.
-    pub const ALL: [Rcode; 7] = [
+    pub const ALL: [Rcode; 8] = [
         Rcode::NoError,
         Rcode::FormErr,
         Rcode::ServFail,
@@ -235,6 +241,7 @@ impl Rcode {
         Rcode::NotImp,
         Rcode::Refused,
         Rcode::BadVers,
+        Rcode::BadCookie,
     ];
 
     /// The name used in metrics.
@@ -247,6 +254,7 @@ impl Rcode {
             Rcode::NotImp => "notimp",
             Rcode::Refused => "refused",
             Rcode::BadVers => "badvers",
+            Rcode::BadCookie => "badcookie",
         }
     }
 

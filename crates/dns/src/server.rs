@@ -1,5 +1,5 @@
 use std::io;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -8,12 +8,17 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::answer::{Asker, Outcome, Transport, answer};
+use crate::delegation::Delegated;
 use crate::foreign::Foreign;
 use crate::forward::{Forwarder, Origin, overloaded};
 use crate::front::Front;
+use crate::guards::Guards;
+use crate::options::Options;
 use crate::policy::{Policy, PublishedPolicy};
 use crate::query::DropReason;
+use crate::rates::Verdict;
 use crate::stats::{DnsStats, Over};
+use crate::wan_view::{answer_on_wan, slip};
 use crate::{tcp, udp};
 
 /// Questions that one server asks upstreams at the same time.
@@ -28,6 +33,9 @@ pub struct DnsServer {
     clock: fn() -> Timestamp,
     in_flight: Arc<Semaphore>,
     policy: PublishedPolicy,
+    guards: Option<Arc<Guards>>,
+    /// The appliance's address there, where the WAN is served: others are asked nothing, and see nothing else.
+    wan: Option<Ipv4Addr>,
 }
 
 /// What holds for one batch of messages.
@@ -50,8 +58,16 @@ pub(crate) enum Next {
 /// A question that waits for an upstream.
 pub(crate) struct Pending {
     partial: Vec<u8>,
-    foreign: Foreign,
+    asked: Asked,
+    asker: Asker,
+    options: Options,
     _permit: OwnedSemaphorePermit,
+}
+
+#[expect(clippy::large_enum_variant, reason = "what waits lies in a box of its own")]
+enum Asked {
+    Upstreams(Foreign),
+    Delegate(Delegated),
 }
 
 impl DnsServer {
@@ -63,12 +79,24 @@ impl DnsServer {
         clock: fn() -> Timestamp,
     ) -> DnsServer {
         let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
-        DnsServer { world, forwarder, stats, clock, in_flight, policy: PublishedPolicy::default() }
+        let policy = PublishedPolicy::default();
+        DnsServer { world, forwarder, stats, clock, in_flight, policy, guards: None, wan: None }
     }
 
     /// The same server, which does not look up what is blocked by whatever policy is published.
     pub fn with_policy(self, policy: PublishedPolicy) -> DnsServer {
         DnsServer { policy, ..self }
+    }
+
+    /// The same with cookies, and limits of how often clients may ask.
+    pub fn guarded(self, guards: Arc<Guards>) -> DnsServer {
+        DnsServer { guards: Some(guards), ..self }
+    }
+
+    /// The same for sockets on the WAN, where the appliance has this address: it answers for names of apps with that
+    /// address, and refuses everything else.
+    pub fn on_wan(self, address: Ipv4Addr) -> DnsServer {
+        DnsServer { wan: Some(address), ..self }
     }
 
     /// Serves a UDP socket that does not block, on a thread of its own, until `stop` becomes true or its sender is
@@ -111,52 +139,124 @@ impl DnsServer {
         out: &mut Vec<u8>,
     ) -> Next {
         self.stats.query(over);
-        match answer(world, *now, asker, message, out) {
-            Outcome::Answered(rcode) => self.stats.answer(rcode),
-            Outcome::Malformed(reason) => self.stats.malformed(reason),
+        let guards = self.guards.as_deref();
+        if let (Some(guards), None) = (guards, self.wan)
+            && over != Over::Process
+            && !guards.may_ask(asker.client, *now)
+        {
+            self.stats.dropped(DropReason::ClientRate);
+            return Next::Nothing;
+        }
+        let outcome = match self.wan {
+            None => answer(world, *now, asker, message, out),
+            Some(address) => self.answer_on_wan((world, *now), address, asker, message, out),
+        };
+        let options = guards.map_or(Options::default(), |_| Options::read(message));
+        let waits = match outcome {
+            Outcome::Answered(rcode) => {
+                self.stats.answer(rcode);
+                None
+            }
+            Outcome::Malformed(reason) => {
+                self.stats.malformed(reason);
+                None
+            }
             Outcome::Drop(reason) => {
                 self.stats.dropped(reason);
                 return Next::Nothing;
             }
             Outcome::Forward(foreign) => {
                 let blocked = policy.as_ref().and_then(|policy| policy.answer(world, asker, &foreign, out));
-                let Some(rcode) = blocked else { return self.elsewhere(foreign, front, *now, out) };
-                self.stats.blocked();
-                self.stats.answer(rcode);
+                match blocked {
+                    Some(rcode) => {
+                        self.stats.blocked();
+                        self.stats.answer(rcode);
+                        None
+                    }
+                    None => self.elsewhere(foreign, front, *now, out),
+                }
             }
+            Outcome::Delegated(delegated) => Some(Asked::Delegate(delegated)),
+        };
+        if let Some(asked) = waits {
+            if let Ok(permit) = self.in_flight.clone().try_acquire_owned() {
+                let partial = out.clone();
+                return Next::Wait(Box::new(Pending { partial, asked, asker, options, _permit: permit }));
+            }
+            self.stats.overloaded();
+            self.stats.answer(match &asked {
+                Asked::Upstreams(foreign) => overloaded(out, foreign),
+                Asked::Delegate(delegated) => delegated.overloaded(out),
+            });
         }
+        self.answer_options(&options, asker, *now, out);
         Next::Reply
     }
 
+    /// Answers a question for upstreams by what they said before; `Some` when they have to be asked.
     fn elsewhere(
         &self,
         foreign: Foreign,
         front: Option<&mut Front>,
         now: Timestamp,
         out: &mut Vec<u8>,
-    ) -> Next {
+    ) -> Option<Asked> {
         let forwarder = self.forwarder.load();
-        if let Some(rcode) = forwarder.answer_at_once(&foreign, front, self.clock, now, out) {
-            self.stats.forwarded(Origin::Cache);
-            self.stats.answer(rcode);
-            return Next::Reply;
+        match forwarder.answer_at_once(&foreign, front, self.clock, now, out) {
+            Some(rcode) => {
+                self.stats.forwarded(Origin::Cache);
+                self.stats.answer(rcode);
+                None
+            }
+            None => Some(Asked::Upstreams(foreign)),
         }
-        if let Ok(permit) = self.in_flight.clone().try_acquire_owned() {
-            let pending = Pending { partial: out.clone(), foreign, _permit: permit };
-            return Next::Wait(Box::new(pending));
+    }
+
+    /// Answers from the WAN's view, as often as the client's network may be answered.
+    fn answer_on_wan(
+        &self,
+        (world, now): (&World, Timestamp),
+        address: Ipv4Addr,
+        asker: Asker,
+        message: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Outcome {
+        let outcome = answer_on_wan(world, address, asker, message, out);
+        let (Some(guards), Transport::Udp) = (&self.guards, asker.transport) else { return outcome };
+        match guards.verdict_on(&outcome, asker.client, message, out, now) {
+            Verdict::Send => outcome,
+            Verdict::Slip => {
+                self.stats.slipped();
+                slip(asker, message, out)
+            }
+            Verdict::Drop => Outcome::Drop(DropReason::ResponseRate),
         }
-        self.stats.overloaded();
-        self.stats.answer(overloaded(out, &foreign));
-        Next::Reply
+    }
+
+    fn answer_options(&self, options: &Options, asker: Asker, now: Timestamp, reply: &mut Vec<u8>) {
+        if let (Some(guards), false) = (&self.guards, options.is_empty()) {
+            let whom = (asker.client, asker.transport);
+            options.answer(reply, whom, guards.cookies(), now, tcp::IDLE.as_secs() as u16);
+        }
     }
 
     /// Asks upstreams and completes the reply.
     pub(crate) async fn forward(&self, pending: Box<Pending>) -> Vec<u8> {
-        let forwarder = self.forwarder.load_full();
-        let Pending { partial, foreign, _permit } = *pending;
-        let (reply, rcode, origin) = forwarder.complete(partial, &foreign, self.clock).await;
-        self.stats.forwarded(origin);
+        let Pending { partial, asked, asker, options, _permit } = *pending;
+        let (mut reply, rcode) = match asked {
+            Asked::Upstreams(foreign) => {
+                let forwarder = self.forwarder.load_full();
+                let (reply, rcode, origin) = forwarder.complete(partial, &foreign, self.clock).await;
+                self.stats.forwarded(origin);
+                (reply, rcode)
+            }
+            Asked::Delegate(delegated) => {
+                self.stats.delegated();
+                delegated.complete(&partial).await
+            }
+        };
         self.stats.answer(rcode);
+        self.answer_options(&options, asker, (self.clock)(), &mut reply);
         reply
     }
 

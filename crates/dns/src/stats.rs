@@ -13,9 +13,11 @@ pub struct DnsStats {
     drops: [AtomicU64; DropReason::ALL.len()],
     blocked: AtomicU64,
     forwarded: AtomicU64,
+    delegated: AtomicU64,
     cache_hits: AtomicU64,
     upstream_failures: AtomicU64,
     overloaded: AtomicU64,
+    slipped: AtomicU64,
     tcp_connections: AtomicU64,
     tcp_refused: AtomicU64,
     socket_errors: AtomicU64,
@@ -51,12 +53,16 @@ pub struct DnsSnapshot {
     pub blocked: u64,
     /// Questions about names of others.
     pub forwarded: u64,
-    /// Of those, the ones answered from the cache.
+    /// Questions about names of ours that are delegated to other servers.
+    pub delegated: u64,
+    /// Of those about names of others, the ones answered from the cache.
     pub cache_hits: u64,
-    /// Of those, the ones that no upstream answered.
+    /// Of those about names of others, the ones that no upstream answered.
     pub upstream_failures: u64,
     /// Questions answered SERVFAIL because too many others were under way.
     pub overloaded: u64,
+    /// Responses on the WAN that were sent truncated, because its network is sent too many of their kind.
+    pub slipped: u64,
     /// Connections accepted.
     pub tcp_connections: u64,
     /// Connections closed at once because there were too many.
@@ -78,9 +84,11 @@ impl DnsStats {
             drops: named(&DropReason::ALL.map(DropReason::as_str), &self.drops),
             blocked: get(&self.blocked),
             forwarded: get(&self.forwarded),
+            delegated: get(&self.delegated),
             cache_hits: get(&self.cache_hits),
             upstream_failures: get(&self.upstream_failures),
             overloaded: get(&self.overloaded),
+            slipped: get(&self.slipped),
             tcp_connections: get(&self.tcp_connections),
             tcp_refused: get(&self.tcp_refused),
             socket_errors: get(&self.socket_errors),
@@ -118,8 +126,16 @@ impl DnsStats {
         add(&self.blocked);
     }
 
+    pub(crate) fn delegated(&self) {
+        add(&self.delegated);
+    }
+
     pub(crate) fn overloaded(&self) {
         add(&self.overloaded);
+    }
+
+    pub(crate) fn slipped(&self) {
+        add(&self.slipped);
     }
 
     pub(crate) fn tcp_connection(&self) {
@@ -143,9 +159,11 @@ impl DnsSnapshot {
         self.process_queries += other.process_queries;
         self.blocked += other.blocked;
         self.forwarded += other.forwarded;
+        self.delegated += other.delegated;
         self.cache_hits += other.cache_hits;
         self.upstream_failures += other.upstream_failures;
         self.overloaded += other.overloaded;
+        self.slipped += other.slipped;
         self.tcp_connections += other.tcp_connections;
         self.tcp_refused += other.tcp_refused;
         self.socket_errors += other.socket_errors;

@@ -26,7 +26,7 @@ const MAX_CONNECTIONS: usize = 256;
 /// Of those, for one client address: nobody keeps the others out.
 const MAX_PER_CLIENT: usize = 32;
 /// A connection on which no whole message came for so long is closed (RFC 7766 §6.2.3).
-const IDLE: Duration = Duration::from_secs(10);
+pub(crate) const IDLE: Duration = Duration::from_secs(10);
 /// How long connections go on when no more are taken: as long as a stub resolver waits for an answer.
 const LINGER: Duration = Duration::from_secs(5);
 /// Questions of one connection that wait for upstreams; further ones are not read until one is answered.

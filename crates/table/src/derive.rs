@@ -4,18 +4,13 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
+use crate::split_view::{self, FIXED_TTL, MOVING_TTL};
 use crate::{
     Action, Apex, Backend, BackendKey, BackendProtocol, BackendTarget, BackendTls, Facts, Forward,
     HealthPolicy, Host, HostKind, Label, Lease, Ledger, Name, Network, PathRoute, ProbeKey, Question, RRset,
     RecordType, Redirect, Reservation, ResolvedForward, Route, Service, Source, Timestamp, Verdict, Vhost,
     VhostPolicy, Zones,
 };
-
-/// Longest time to live of a name that may move, in seconds: an app that restarts elsewhere is found again
-/// within a minute.
-const MOVING_TTL: u32 = 60;
-/// Time to live of what only the configuration changes, in seconds.
-const FIXED_TTL: u32 = 300;
 
 /// The zones we answer for: each network's domain and reverse zone, and the appliance's own domain.
 pub fn apexes(facts: &Facts) -> Vec<Apex> {
@@ -134,42 +129,51 @@ pub fn route(facts: &Facts, name: &Name, host: Option<&Host>) -> Option<Route> {
     })
 }
 
-/// The RRsets of a name. What the administrator wrote wins over what follows from hosts and vhosts.
-pub fn rrsets(facts: &Facts, zones: &Zones, name: &Name, host: Option<&Host>, asked_for: bool) -> Vec<RRset> {
+/// The RRsets of a name. What the administrator wrote wins over what follows from hosts and vhosts. A name outside
+/// our zones has what was written of it, and nothing else.
+pub fn rrsets(
+    facts: &Facts,
+    zones: &Zones,
+    name: &Name,
+    host: Option<&Host>,
+    route: Option<&Route>,
+) -> Vec<RRset> {
     let intent = facts.intent();
-    let Some(apex) = zones.apex_of(name.as_wire()) else { return Vec::new() };
+    let apex = zones.apex_of(name.as_wire());
     let mut rrsets: Vec<RRset> = intent
-        .records
-        .range((name.clone(), RecordType::A)..=(name.clone(), RecordType::CAA))
-        .map(|((_, rtype), (_, records))| RRset {
+        .records_of(name)
+        .map(|(rtype, (_, records))| RRset {
             rtype: rtype.code(),
             ttl: records.iter().map(|record| record.ttl).min().unwrap_or(FIXED_TTL),
             expires: Timestamp::NEVER,
             rdata: records.iter().map(|record| record.data.to_wire().into()).collect(),
         })
         .collect();
-    let at_apex = *name == apex.name;
+    let at_apex = apex.filter(|apex| apex.name == *name);
     if let Some(at) = rrsets.iter().position(|rrset| rrset.rtype == RecordType::CNAME.code())
-        && !at_apex
+        && at_apex.is_none()
     {
         // RFC 1034 §3.6.2: no other data beside a CNAME.
         return vec![rrsets.swap_remove(at)];
     }
     rrsets.retain(|rrset| rrset.rtype != RecordType::CNAME.code());
+    if !intent.may_be_delegated(name) {
+        rrsets.retain(|rrset| rrset.rtype != RecordType::NS.code());
+    }
     let has = |rrsets: &[RRset], rtype: RecordType| rrsets.iter().any(|rrset| rrset.rtype == rtype.code());
     if !has(&rrsets, RecordType::A)
         && !has(&rrsets, RecordType::AAAA)
-        && let Some(address) = address(facts, apex, name, host, asked_for)
+        && let Some(address) = split_view::address(facts, apex, name, host, route)
     {
         rrsets.push(address);
     }
-    if apex.reverse
+    if apex.is_some_and(|apex| apex.reverse)
         && !has(&rrsets, RecordType::PTR)
         && let Some(pointer) = pointer(facts, name)
     {
         rrsets.push(pointer);
     }
-    if at_apex {
+    if let Some(apex) = at_apex {
         rrsets.push(RRset::name(RecordType::NS.code(), &apex.primary, FIXED_TTL, Timestamp::NEVER));
     }
     rrsets
@@ -302,21 +306,6 @@ fn backend(facts: &Facts, app: &Arc<str>, addr: SocketAddrV4, question: Question
     Backend { key, health: facts.health(app, ProbeKey { backend: key, question }).cloned() }
 }
 
-fn address(facts: &Facts, apex: &Apex, name: &Name, host: Option<&Host>, asked_for: bool) -> Option<RRset> {
-    if let Some(host) = host.filter(|host| host.resolves()) {
-        let (ttl, expires) = match (&host.lease, host.kind) {
-            (_, HostKind::Appliance) => (FIXED_TTL, Timestamp::NEVER),
-            // The address stays the client's after the lease, so only the state may move.
-            (_, HostKind::Reserved) => (MOVING_TTL, Timestamp::NEVER),
-            (lease, HostKind::Leased) => (MOVING_TTL, lease.as_ref().map_or(Timestamp::NEVER, |l| l.expires)),
-        };
-        return Some(RRset::address(host.ip, ttl, expires));
-    }
-    // A vhost without a host of its own leads to the proxy, which knows what to answer. So does the domain.
-    let ours = asked_for || (*name == apex.name && !apex.reverse);
-    ours.then(|| RRset::address(gateway(facts, name), MOVING_TTL, Timestamp::NEVER))
-}
-
 fn pointer(facts: &Facts, name: &Name) -> Option<RRset> {
     let ip = reverse_address(name)?;
     let intent = facts.intent();
@@ -344,7 +333,8 @@ fn reverse_address(name: &Name) -> Option<Ipv4Addr> {
     octets.next().is_none().then(|| Ipv4Addr::new(a, b, c, d))
 }
 
-fn gateway(facts: &Facts, name: &Name) -> Ipv4Addr {
+/// The appliance's own address nearest to a name.
+pub fn gateway(facts: &Facts, name: &Name) -> Ipv4Addr {
     let networks = &facts.intent().networks;
     let closest =
         networks.iter().filter(|net| name.is_in(&net.domain)).max_by_key(|net| net.domain.as_wire().len());

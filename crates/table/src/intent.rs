@@ -180,6 +180,50 @@ impl Intent {
         *name == self.hostname && self.networks.iter().any(|net| net.domain == self.domain)
     }
 
+    /// The records that were written of a name, by type.
+    pub fn records_of(&self, name: &Name) -> impl Iterator<Item = (RecordType, &Owned<Vec<Record>>)> {
+        let all = (name.clone(), RecordType::FIRST)..=(name.clone(), RecordType::LAST);
+        self.records.range(all).map(|((_, rtype), records)| (*rtype, records))
+    }
+
+    /// Whether a name can be given to other servers: it lies below a zone's apex, and is one name.
+    pub fn may_be_delegated(&self, name: &Name) -> bool {
+        self.serves(name) && !self.is_apex(name) && !name.is_wildcard()
+    }
+
+    /// Why a record cannot stand at its name, as `what: what to do`.
+    pub fn record_trouble(&self, name: &Name, rtype: RecordType) -> Option<String> {
+        // RFC 6761 §6.3, §6.4, RFC 7686 §2: whoever asks for these must not be led elsewhere.
+        let kept = [&b"\x09localhost\x00"[..], b"\x07invalid\x00", b"\x05onion\x00"];
+        let reserved = kept.iter().any(|zone| name.as_wire().ends_with(zone));
+        match rtype {
+            _ if *name == Name::root() => Some("the root has no records here: write a name".to_owned()),
+            _ if reserved => Some(format!("{name} is a name with a meaning of its own: choose another")),
+            RecordType::CNAME if self.is_apex(name) => {
+                let hint = "write A records, or give the CNAME to a name below";
+                Some(format!("{name} has records of its own, which a CNAME cannot stand beside: {hint}"))
+            }
+            RecordType::NS if !self.may_be_delegated(name) => {
+                let what = if self.is_apex(name) {
+                    "is served here"
+                } else if name.is_wildcard() {
+                    "stands for many names"
+                } else {
+                    "lies in no domain of the appliance"
+                };
+                Some(format!(
+                    "{name} {what}, so it cannot be delegated: write a name below a domain, such as lab"
+                ))
+            }
+            _ => None,
+        }
+    }
+
+    fn is_apex(&self, name: &Name) -> bool {
+        let of_network = |net: &Arc<Network>| *name == net.domain || *name == Name::reverse_zone(net.address);
+        *name == self.domain || self.networks.iter().any(of_network)
+    }
+
     /// Whether a name lies in a zone of ours: the appliance's domain, or a network's domain or reverse zone.
     pub fn serves(&self, name: &Name) -> bool {
         let of_network =

@@ -48,6 +48,8 @@ mod policy;
 mod proxy_settings;
 mod record;
 mod route;
+mod service_binding;
+mod split_view;
 mod time;
 mod upstream;
 mod vhost;
@@ -75,6 +77,8 @@ pub use policy::{
 pub use proxy_settings::{LogSettings, ProxySettings};
 pub use record::{Record, RecordData, RecordError, RecordType};
 pub use route::{Action, Backend, PathRoute, Route, Service, UpstreamKey, Verdict};
+pub use service_binding::{ServiceBinding, ServiceBindingError};
+pub use split_view::NameLeads;
 pub use time::{Span, Timestamp};
 pub use upstream::{Upstream, UpstreamError};
 pub use vhost::{

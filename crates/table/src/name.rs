@@ -85,6 +85,11 @@ impl Name {
         (at + 1 == wire.len() && wire.len() <= 255).then(|| Name(wire.to_ascii_lowercase().into()))
     }
 
+    /// The name above all others.
+    pub fn root() -> Name {
+        Name([0].into())
+    }
+
     /// `label` put before this name. Errors when the result is over 255 octets.
     pub fn child(&self, label: &Label) -> Result<Name, NameError> {
         let text = label.as_str();
@@ -149,6 +154,17 @@ impl Name {
             return text.parse();
         }
         format!("{text}.{domain}").parse()
+    }
+
+    /// The owner that is meant by whoever writes a record: relative to `domain`, unless it ends with a dot, with
+    /// the domain itself, or as reverse names do.
+    pub fn owner(text: &str, domain: &Name) -> Result<Name, NameError> {
+        let whole: Option<Name> = text.parse().ok();
+        let is_whole = |name: &Name| {
+            let reverse = [&b"\x07in-addr\x04arpa\x00"[..], b"\x03ip6\x04arpa\x00"];
+            name.is_in(domain) || reverse.iter().any(|zone| name.as_wire().ends_with(zone))
+        };
+        whole.filter(is_whole).map_or_else(|| Name::relative(text, domain), Ok)
     }
 
     /// The reverse name of an address, `1.0.20.10.in-addr.arpa` (RFC 1035 §3.5).
@@ -298,6 +314,22 @@ mod tests {
         assert_eq!(Name::relative("host.example.", &domain).unwrap().to_string(), "host.example");
         assert_eq!(Name::relative("@", &domain).unwrap(), domain);
         assert!(Name::relative("a..b", &domain).is_err());
+    }
+
+    #[test]
+    fn owners_are_relative_where_they_are_not_whole() {
+        let domain: Name = "prox.local".parse().unwrap();
+        for (text, owner) in [
+            ("printer", "printer.prox.local"),
+            ("*.dev", "*.dev.prox.local"),
+            ("printer.prox.local", "printer.prox.local"),
+            ("prox.local", "prox.local"),
+            ("5.0.20.10.in-addr.arpa", "5.0.20.10.in-addr.arpa"),
+            ("nas.example.com.", "nas.example.com"),
+            ("nas.example.com", "nas.example.com.prox.local"),
+        ] {
+            assert_eq!(Name::owner(text, &domain).unwrap().to_string(), owner, "{text}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{Name, NameError};
+use crate::{Name, NameError, ServiceBinding, ServiceBindingError};
 
 /// A DNS record that the administrator wrote.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +32,8 @@ pub enum RecordType {
     TXT = 16,
     AAAA = 28,
     SRV = 33,
+    SVCB = 64,
+    HTTPS = 65,
     CAA = 257,
 }
 
@@ -48,13 +50,16 @@ pub enum RecordData {
     MX { preference: u16, exchange: Name },
     SRV { priority: u16, weight: u16, port: u16, target: Name },
     CAA { flags: u8, tag: String, value: String },
+    NS { target: Name },
+    SVCB { binding: ServiceBinding },
+    HTTPS { binding: ServiceBinding },
 }
 
 /// Why a record's value does not fit its type.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RecordError {
     /// A type that cannot be written by hand.
-    #[error("`{0}` is not a record type: use A, AAAA, CNAME, TXT, SRV, MX, PTR or CAA")]
+    #[error("`{0}` is not a record type: use A, AAAA, CNAME, TXT, SRV, MX, PTR, CAA, HTTPS, SVCB or NS")]
     Type(String),
     /// A value of another shape than the type wants.
     #[error("`{value}` is not the value of {rtype} record: write {expected}")]
@@ -69,9 +74,47 @@ pub enum RecordError {
     /// A name inside the value that is not a name.
     #[error("{0}")]
     Name(#[from] NameError),
+    /// The value of an HTTPS or SVCB record that is none.
+    #[error("{0}")]
+    Binding(#[from] ServiceBindingError),
+}
+
+impl Record {
+    /// A record with the type and value of these texts; names in them are relative to `domain` unless they are
+    /// whole ([`Name::owner`]).
+    pub fn parse(
+        name: &str,
+        rtype: &str,
+        value: &str,
+        ttl: u32,
+        domain: &Name,
+    ) -> Result<Record, RecordError> {
+        let name = Name::owner(name, domain)?;
+        Ok(Record { name, data: RecordData::parse(rtype, value, domain)?, ttl })
+    }
 }
 
 impl RecordType {
+    /// The type with the lowest code.
+    pub const FIRST: RecordType = RecordType::A;
+    /// The type with the highest code.
+    pub const LAST: RecordType = RecordType::CAA;
+
+    /// Every type that can be written by hand.
+    pub const WRITTEN: [RecordType; 11] = [
+        RecordType::A,
+        RecordType::AAAA,
+        RecordType::CNAME,
+        RecordType::TXT,
+        RecordType::SRV,
+        RecordType::MX,
+        RecordType::PTR,
+        RecordType::CAA,
+        RecordType::HTTPS,
+        RecordType::SVCB,
+        RecordType::NS,
+    ];
+
     /// The code on the wire.
     pub fn code(self) -> u16 {
         self as u16
@@ -96,6 +139,9 @@ impl RecordData {
             }
             "CNAME" => Ok(RecordData::CNAME { target: Name::relative(value, domain)? }),
             "PTR" => Ok(RecordData::PTR { target: Name::relative(value, domain)? }),
+            "NS" => Ok(RecordData::NS { target: Name::relative(value, domain)? }),
+            "SVCB" => Ok(RecordData::SVCB { binding: ServiceBinding::parse(value, domain)? }),
+            "HTTPS" => Ok(RecordData::HTTPS { binding: ServiceBinding::parse(value, domain)? }),
             "TXT" if value.len() <= 4096 => Ok(RecordData::TXT { text: value.to_owned() }),
             "TXT" => Err(wrong("a TXT", "at most 4096 characters")),
             "MX" => {
@@ -141,16 +187,22 @@ impl RecordData {
             RecordData::MX { .. } => RecordType::MX,
             RecordData::SRV { .. } => RecordType::SRV,
             RecordData::CAA { .. } => RecordType::CAA,
+            RecordData::NS { .. } => RecordType::NS,
+            RecordData::SVCB { .. } => RecordType::SVCB,
+            RecordData::HTTPS { .. } => RecordType::HTTPS,
         }
     }
 
-    /// The value in uncompressed wire form (RFC 1035 §3.3, RFC 2782, RFC 3596, RFC 8659).
+    /// The value in uncompressed wire form (RFC 1035 §3.3, RFC 2782, RFC 3596, RFC 8659, RFC 9460).
     pub fn to_wire(&self) -> Vec<u8> {
         let mut wire = Vec::new();
         match self {
             RecordData::A { address } => wire.extend(address.octets()),
             RecordData::AAAA { address } => wire.extend(address.octets()),
-            RecordData::CNAME { target } | RecordData::PTR { target } => wire.extend(target.as_wire()),
+            RecordData::CNAME { target } | RecordData::PTR { target } | RecordData::NS { target } => {
+                wire.extend(target.as_wire())
+            }
+            RecordData::SVCB { binding } | RecordData::HTTPS { binding } => wire = binding.to_wire(),
             RecordData::TXT { text } => {
                 // RFC 1035 §3.3.14: one or more strings of at most 255 octets; an empty text is one empty string.
                 let mut chunks = text.as_bytes().chunks(255).peekable();
@@ -193,17 +245,10 @@ impl FromStr for RecordType {
     type Err = RecordError;
 
     fn from_str(text: &str) -> Result<RecordType, RecordError> {
-        Ok(match text.to_ascii_uppercase().as_str() {
-            "A" => RecordType::A,
-            "AAAA" => RecordType::AAAA,
-            "CNAME" => RecordType::CNAME,
-            "PTR" => RecordType::PTR,
-            "TXT" => RecordType::TXT,
-            "MX" => RecordType::MX,
-            "SRV" => RecordType::SRV,
-            "CAA" => RecordType::CAA,
-            _ => return Err(RecordError::Type(text.to_owned())),
-        })
+        RecordType::WRITTEN
+            .into_iter()
+            .find(|rtype| rtype.to_string().eq_ignore_ascii_case(text))
+            .ok_or_else(|| RecordError::Type(text.to_owned()))
     }
 }
 
@@ -212,7 +257,10 @@ impl fmt::Display for RecordData {
         match self {
             RecordData::A { address } => write!(f, "{address}"),
             RecordData::AAAA { address } => write!(f, "{address}"),
-            RecordData::CNAME { target } | RecordData::PTR { target } => write!(f, "{target}."),
+            RecordData::CNAME { target } | RecordData::PTR { target } | RecordData::NS { target } => {
+                write!(f, "{target}.")
+            }
+            RecordData::SVCB { binding } | RecordData::HTTPS { binding } => write!(f, "{binding}"),
             RecordData::TXT { text } => f.write_str(text),
             RecordData::MX { preference, exchange } => write!(f, "{preference} {exchange}."),
             RecordData::SRV { priority, weight, port, target } => {
@@ -239,10 +287,16 @@ mod tests {
             ("MX", "10 mail", "10 mail.prox.local."),
             ("SRV", "0 5 5432 db", "0 5 5432 db.prox.local."),
             ("CAA", "0 issue letsencrypt.org", "0 issue \"letsencrypt.org\""),
+            ("NS", "ns.lab", "ns.lab.prox.local."),
+            ("https", "1 . alpn=h2,h3 ipv4hint=10.20.0.5", "1 . alpn=h2,h3 ipv4hint=10.20.0.5"),
+            ("SVCB", "0 web", "0 web.prox.local."),
         ] {
             let data = RecordData::parse(rtype, value, &domain).unwrap();
             assert_eq!(data.to_string(), printed);
             assert_eq!(RecordData::parse(rtype, printed, &domain).unwrap(), data);
+            assert_eq!(rtype.parse(), Ok(data.rtype()));
+            let stored = serde_json::to_string(&data).unwrap();
+            assert_eq!(serde_json::from_str::<RecordData>(&stored).unwrap(), data);
         }
     }
 

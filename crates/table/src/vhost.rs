@@ -3,7 +3,7 @@ use std::sync::{Arc, LazyLock};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{Label, Name, VhostPolicy};
+use crate::{Label, Name, NameLeads, VhostPolicy};
 
 /// A virtual host that the administrator asked for: names in front, backends behind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,9 @@ pub struct Vhost {
     /// Whether requests for unknown hosts come here.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub default: bool,
+    /// Where its names lead apps that look them up.
+    #[serde(default, skip_serializing_if = "NameLeads::is_auto")]
+    pub dns: NameLeads,
     /// How requests are treated.
     #[serde(
         default = "VhostPolicy::unchanged",
@@ -178,6 +181,7 @@ impl Vhost {
             redirect: None,
             paths: Vec::new(),
             default: false,
+            dns: NameLeads::Auto,
             policy: VhostPolicy::unchanged(),
         }
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Backend, BackendTarget, Facts, Forward, Ipv4Net, Label, Lease, Mac, Name, Network, Protocol,
-    ResolvedForward, Route, Service, Source, Touched, Vhost, Zones, derive,
+    ResolvedForward, Route, Service, Touched, Vhost, Zones, derive,
 };
 
 /// The number of a published world. It only ever grows, across restarts too.
@@ -281,9 +281,7 @@ impl World {
         for name in names {
             let host = derive::host(&self.facts, &name).map(Arc::new);
             let route = derive::route(&self.facts, &name, host.as_deref());
-            // A vhost that was asked for always has a name. One made from a lease goes with its lease.
-            let asked_for = route.as_ref().is_some_and(|route| route.source != Source::Lease);
-            let rrsets = derive::rrsets(&self.facts, &self.zones, &name, host.as_deref(), asked_for);
+            let rrsets = derive::rrsets(&self.facts, &self.zones, &name, host.as_deref(), route.as_ref());
             zone_data.push((name.clone(), rrsets));
             self.set_route(&name, route.map(Arc::new));
             match host {

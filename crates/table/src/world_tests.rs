@@ -110,7 +110,7 @@ impl Table {
         Name::from_wire(&rrset.rdata[0]).map(|name| name.to_string())
     }
 
-    fn health(&mut self, app: &str, backend: &str, epoch: u64, state: HealthState) {
+    pub(crate) fn health(&mut self, app: &str, backend: &str, epoch: u64, state: HealthState) {
         // What a forward asks; vhosts ask the default question here.
         let forwards = self.facts.intent().forwards.values();
         let forward = forwards.map(|(_, forward)| forward).find(|forward| *forward.health_name() == *app);

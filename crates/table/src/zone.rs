@@ -5,12 +5,18 @@ use std::sync::Arc;
 use crate::nodes::{NodeRef, Nodes};
 use crate::{Name, Timestamp};
 
+const NS: u16 = 2;
+
 /// Authoritative data as the DNS hot path wants it: a query's lower-case name finds its node, and every
 /// value is already in wire form.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Zones {
     apexes: Arc<[Apex]>,
     nodes: Nodes,
+    /// How many names below an apex are delegated.
+    cuts: usize,
+    /// How many names outside the zones have records.
+    foreign: usize,
 }
 
 /// The top of a zone.
@@ -48,7 +54,7 @@ pub struct RRset {
 
 impl Zones {
     pub(crate) fn of(apexes: Vec<Apex>) -> Zones {
-        Zones { apexes: apexes.into(), nodes: Nodes::default() }
+        Zones { apexes: apexes.into(), ..Zones::default() }
     }
 
     /// The zones, in no order.
@@ -69,6 +75,27 @@ impl Zones {
         self.nodes.get(wire)
     }
 
+    /// The highest name between a zone's apex and a name in it that is delegated to other servers (RFC 1034 §4.2.1):
+    /// it and what is below is theirs to answer.
+    pub fn cut_above<'n>(&self, apex: &Apex, wire: &'n [u8]) -> Option<&'n [u8]> {
+        if self.cuts == 0 {
+            return None;
+        }
+        let (mut name, mut highest) = (wire, None);
+        while name != apex.name.as_wire() && name.len() > 1 {
+            if self.node(name).is_some_and(|node| node.rrsets().any(|rrset| rrset.rtype == NS)) {
+                highest = Some(name);
+            }
+            name = &name[1 + usize::from(name[0])..];
+        }
+        highest
+    }
+
+    /// Whether any name outside the zones has records.
+    pub fn has_foreign(&self) -> bool {
+        self.foreign > 0
+    }
+
     /// All names with RRsets, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], NodeRef<'_>)> {
         self.nodes.iter().filter(|(_, node)| !node.is_empty())
@@ -78,13 +105,22 @@ impl Zones {
     pub(crate) fn set(&mut self, changes: impl IntoIterator<Item = (Name, Vec<RRset>)>) {
         let mut changed: HashMap<Name, Node> = HashMap::new();
         for (name, rrsets) in changes {
+            let apex = self.apex_of(name.as_wire()).map(|apex| apex.name.clone());
+            let is_delegated = |rrsets: &[RRset]| rrsets.iter().any(|rrset| rrset.rtype == NS);
             let node = draft(&self.nodes, &mut changed, name.clone());
             let (was_empty, is_empty) = (node.rrsets.is_empty(), rrsets.is_empty());
+            let (was_cut, is_cut) = (is_delegated(&node.rrsets), is_delegated(&rrsets));
             node.rrsets = rrsets;
+            match &apex {
+                Some(apex) if *apex != name => {
+                    self.cuts = self.cuts + usize::from(is_cut) - usize::from(was_cut)
+                }
+                Some(_) => {}
+                None => self.foreign = self.foreign + usize::from(was_empty) - usize::from(is_empty),
+            }
             if was_empty == is_empty {
                 continue;
             }
-            let apex = self.apex_of(name.as_wire()).map(|apex| apex.name.clone());
             let mut above = name;
             while Some(&above) != apex.as_ref()
                 && let Some(parent) = above.parent()
@@ -151,6 +187,32 @@ mod tests {
         assert_eq!(zones.node(name("b.prox.local").as_wire()).unwrap().below, 0);
         zones.set([(name("b.prox.local"), vec![])]);
         assert_eq!(zones.nodes.iter().count(), 0);
+    }
+
+    #[test]
+    fn delegations_and_foreign_names_are_counted() {
+        let name = |text: &str| text.parse::<Name>().unwrap();
+        let apex = Apex { name: name("prox.local"), primary: name("ns.prox.local"), reverse: false };
+        let mut zones = Zones::of(vec![apex.clone()]);
+        let ns = || vec![RRset::name(NS, &name("ns.else"), 60, Timestamp::NEVER)];
+        let cut = |zones: &Zones, text: &str| {
+            zones.cut_above(&apex, name(text).as_wire()).map(|cut| Name::from_wire(cut).unwrap().to_string())
+        };
+        zones.set([(name("prox.local"), ns())]);
+        assert_eq!((cut(&zones, "a.prox.local"), zones.cuts), (None, 0), "an apex is no cut");
+        zones.set([(name("lab.prox.local"), ns()), (name("x.lab.prox.local"), ns())]);
+        zones.set([(name("lab.prox.local"), ns())]);
+        for below in ["lab.prox.local", "a.lab.prox.local", "a.x.lab.prox.local"] {
+            assert_eq!(cut(&zones, below).as_deref(), Some("lab.prox.local"));
+        }
+        assert_eq!(cut(&zones, "xlab.prox.local"), None);
+        zones.set([(name("lab.prox.local"), vec![]), (name("x.lab.prox.local"), vec![])]);
+        assert_eq!((cut(&zones, "a.lab.prox.local"), zones.cuts), (None, 0));
+        let address = || vec![RRset::address(Ipv4Addr::LOCALHOST, 60, Timestamp::NEVER)];
+        zones.set([(name("nas.example.com"), address()), (name("nas.example.com"), address())]);
+        assert!(zones.has_foreign());
+        zones.set([(name("nas.example.com"), vec![])]);
+        assert!(!zones.has_foreign());
     }
 
     #[test]

@@ -98,6 +98,22 @@ fn the_apex_has_its_own_records() {
     assert_eq!(lines(&reply.answers), ["prox.local. 60 A 10.20.0.1"]);
 }
 
+/// RFC 1982 §3.1: the serial counts in 32 bits and begins again at 0. RFC 1982 §3.2: each is greater than the one
+/// before all the same.
+#[test]
+fn the_serial_wraps_with_the_generation() {
+    let serial = |generation: u64| {
+        let world = World::derive(world().facts, Generation(generation));
+        let RData::SOA(soa) = &ask(&world, "prox.local.", RecordType::SOA).answers[0].data else { panic!() };
+        soa.serial
+    };
+    let greater = |new: u32, old: u32| new != old && new.wrapping_sub(old) < 1 << 31;
+    for generation in [1, u64::from(u32::MAX) - 1, u64::from(u32::MAX), 1 << 32, (7 << 32) - 1] {
+        assert!(greater(serial(generation + 1), serial(generation)), "{generation}");
+    }
+    assert_eq!((serial(u64::from(u32::MAX)), serial(1 << 32)), (u32::MAX, 0));
+}
+
 /// RFC 2308 §2.1, §2.2 and §3: "Name servers authoritative for a zone MUST include the SOA record of the zone in
 /// the authority section of the response when reporting an NXDOMAIN or indicating that no data of the requested
 /// type exists." "The TTL of this record is set from the minimum of the MINIMUM field of the SOA record and the

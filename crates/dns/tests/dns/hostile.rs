@@ -65,11 +65,12 @@ fn mutate(noise: &mut Noise, message: &mut Vec<u8>) {
 
 #[test]
 fn no_message_brings_the_core_down() {
-    let world = world();
+    // With a delegation and a name of others, so that those ways are met too.
+    let world = world_with(&[("x.dev", "NS", "printer"), ("nas.example.org.", "A", "10.20.0.9")]);
     let seeds = seeds();
     let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
     let mut out = Vec::new();
-    let mut seen = [0usize; 4];
+    let mut seen = [0usize; 5];
     for round in 0..120_000 {
         let message = if round % 3 == 0 {
             (0..noise.below(80)).map(|_| noise.next() as u8).collect()
@@ -85,6 +86,7 @@ fn no_message_brings_the_core_down() {
             Outcome::Malformed(_) => 1,
             Outcome::Forward(_) => 2,
             Outcome::Drop(_) => 3,
+            Outcome::Delegated(_) => 4,
         }] += 1;
         if let Outcome::Drop(_) = outcome {
             assert!(out.is_empty());
@@ -99,7 +101,7 @@ fn no_message_brings_the_core_down() {
             assert_eq!(reply.queries.len(), 1);
         }
     }
-    assert!(seen.iter().all(|&count| count > 1000), "{seen:?}");
+    assert!(seen[..4].iter().all(|&count| count > 1000) && seen[4] > 100, "{seen:?}");
 }
 
 #[tokio::test]

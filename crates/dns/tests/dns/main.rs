@@ -3,6 +3,8 @@
 mod aliases;
 mod authority;
 mod blocking;
+mod cookies;
+mod delegations;
 mod encrypted_upstreams;
 mod fixture;
 mod forwarding;
@@ -11,3 +13,4 @@ mod kept_answers;
 mod messages;
 mod transports;
 mod upstream_faults;
+mod wan;

@@ -15,15 +15,15 @@ use tokio::task::JoinHandle;
 
 use crate::fixture::*;
 
-struct Running {
-    addr: SocketAddr,
-    stats: Arc<DnsStats>,
+pub struct Running {
+    pub addr: SocketAddr,
+    pub stats: Arc<DnsStats>,
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 /// Serves one address over UDP and TCP.
-async fn run((server, stats): (DnsServer, Arc<DnsStats>)) -> Running {
+pub async fn run((server, stats): (DnsServer, Arc<DnsStats>)) -> Running {
     let (udp, tcp) = loop {
         let udp = listen_udp("127.0.0.1:0".parse().unwrap()).unwrap();
         if let Ok(tcp) = listen_tcp(udp.local_addr().unwrap()) {
@@ -42,7 +42,7 @@ async fn run((server, stats): (DnsServer, Arc<DnsStats>)) -> Running {
     Running { addr, stats, stop, tasks }
 }
 
-async fn over_udp(addr: SocketAddr, wire: &[u8]) -> Message {
+pub async fn over_udp(addr: SocketAddr, wire: &[u8]) -> Message {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.connect(addr).await.unwrap();
     socket.send(wire).await.unwrap();
@@ -52,12 +52,12 @@ async fn over_udp(addr: SocketAddr, wire: &[u8]) -> Message {
     Message::from_vec(&reply[..length]).unwrap()
 }
 
-async fn write_framed(stream: &mut TcpStream, message: &Message) {
+pub async fn write_framed(stream: &mut TcpStream, message: &Message) {
     let wire = message.to_vec().unwrap();
     stream.write_all(&[&(wire.len() as u16).to_be_bytes()[..], &wire].concat()).await.unwrap();
 }
 
-async fn read_framed(stream: &mut TcpStream) -> Message {
+pub async fn read_framed(stream: &mut TcpStream) -> Message {
     let length = stream.read_u16().await.unwrap();
     let mut wire = vec![0; usize::from(length)];
     stream.read_exact(&mut wire).await.unwrap();
@@ -264,7 +264,7 @@ async fn an_address_can_be_bound_by_every_thread() {
     listen_tcp(first.local_addr().unwrap()).unwrap();
 }
 
-async fn dig(running: &Running, arguments: &[&str]) -> String {
+pub async fn dig(running: &Running, arguments: &[&str]) -> String {
     let port = running.addr.port().to_string();
     let mut command = std::process::Command::new("dig");
     command.args(["@127.0.0.1", "-p", &port, "+tries=1", "+time=5"]).args(arguments).stdin(Stdio::null());
