@@ -209,6 +209,11 @@ fn a_paused_backend_is_seen_in_every_list() {
     let _backend = TestBackend::page(&machine, 8080, "here");
     let backends = json!(["10.20.0.5:8080", "10.20.0.5:9999"]);
     put(&site, "shop", json!({"backends": backends, "health": {"port": 8080}, "passive": {"pause": "1h"}}));
+    until("both are proven", PATIENCE, || {
+        let health = site.api().get("/vhosts/shop/health");
+        let all = health["backends"].as_array().expect("a list");
+        if all.iter().all(|check| check["state"] == "healthy") { Ok(()) } else { Err(health.clone()) }
+    });
     until("it is paused", PATIENCE, || {
         assert_eq!(visit(&site, "shop.prox.local").status, 200);
         let circuits = site.api().get("/status")["circuits"].clone();
